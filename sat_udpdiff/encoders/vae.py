@@ -1,0 +1,174 @@
+"""The frozen video codec: pixels to latents and back, through diffusers' AutoencoderKLCogVideoX.
+
+Two facts of the released weights are kept here. They were trained on latents of whole clips, and
+GroupNorm statistics are taken over whatever goes through in one pass: encoding in chunks, the
+default of diffusers, gives other latents. Decoding, on the contrary, was always done in chunks of
+3, 2, 2, ... latent frames, and diffusers' default is the same.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from sat_udpdiff.config import VideoCodecConfig
+from sat_udpdiff.encoders.latents import LatentDistribution, LatentSize, latent_size
+from sat_udpdiff.encoders.source import DTYPES, find_source, loading_error
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLCogVideoX
+
+_KEY = "codec.weights"
+_GET = (
+    "set codec.weights=tiny, or fetch the real ones: "
+    "hf download THUDM/CogVideoX-5b --include 'vae/*' --local-dir FOLDER"
+)
+
+
+class VideoCodec:
+    """Frozen encoder and decoder of video clips.
+
+    Video is (b, t, 3, h, w) with values in [-1, 1]; latents are (b, t', c, h', w'), multiplied by
+    `scale_factor`, float32. Computation is in `config.dtype`.
+
+    Args:
+        vae: the autoencoder; it is frozen, moved and switched to evaluation here.
+        config: scale, compression, chunking and memory switches.
+        device: where it runs.
+
+    Raises:
+        ValueError: the autoencoder's compression is not the configured one.
+    """
+
+    def __init__(
+        self,
+        vae: "AutoencoderKLCogVideoX",
+        *,
+        config: VideoCodecConfig,
+        device: torch.device | str = "cpu",
+    ):
+        _check_compression(vae, config)
+        self.config = config
+        self.device = torch.device(device)
+        self.dtype = DTYPES[config.dtype]
+        self.latent_channels = int(vae.config["latent_channels"])
+        # torch's own `to`: that of diffusers warns about an empty list of float32 modules.
+        torch.nn.Module.to(vae, device=self.device, dtype=self.dtype)
+        self.vae = vae.eval().requires_grad_(False)
+        if config.tiling:
+            self._enable_tiling()
+        if config.slicing:
+            self.vae.enable_slicing()
+
+    @classmethod
+    def load(cls, config: VideoCodecConfig, *, device: torch.device | str = "cpu") -> "VideoCodec":
+        """Load the weights that `config.weights` names (folder, hub id or 'tiny').
+
+        Raises:
+            ValueError: nothing there, or weights that do not fit; the message names the place and
+                says where weights are to be had.
+        """
+        source = find_source(
+            config.weights, subfolder=config.subfolder, tiny="codec", key=_KEY, get=_GET
+        )
+        from diffusers import AutoencoderKLCogVideoX
+
+        try:
+            vae, info = AutoencoderKLCogVideoX.from_pretrained(
+                source.name,
+                subfolder=source.subfolder or None,
+                local_files_only=source.is_local,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+        except Exception as cause:
+            raise loading_error(source, key=_KEY, get=_GET, cause=cause) from cause
+        # diffusers only logs these: a codec with missing tensors would run on random ones.
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if wrong:
+            raise ValueError(
+                f"{_KEY}: {len(wrong)} tensors of {source.name} do not fit its config.json, "
+                f"first {wrong[0]!r}; {_GET}"
+            )
+        return cls(vae, config=config, device=device)
+
+    def latent_size(self, *, num_frames: int, height: int, width: int) -> LatentSize:
+        """Latent extent of a clip; ValueError when the clip does not fit."""
+        return latent_size(self.config, num_frames=num_frames, height=height, width=width)
+
+    def _enable_tiling(self) -> None:
+        """Tiles of the codec's own size (half its native frame), at whole latent strides.
+
+        diffusers lets tiles overlap by 1/6 of their height and 1/5 of their width. Where these are
+        no whole latents the result has rows or columns too many, so other sizes are rounded up;
+        240 x 360, the tile of the released codec, stays.
+        """
+        step_height = 6 * self.config.spatial_compression
+        step_width = 5 * self.config.spatial_compression
+        self.vae.enable_tiling(
+            tile_sample_min_height=-(-self.vae.tile_sample_min_height // step_height) * step_height,
+            tile_sample_min_width=-(-self.vae.tile_sample_min_width // step_width) * step_width,
+        )
+
+    @torch.no_grad()
+    def encode(self, rgb: Float[Tensor, "b t 3 h w"]) -> LatentDistribution:
+        """Encode clips.
+
+        Args:
+            rgb: values in [-1, 1]; t = 4k + 1, h and w multiples of the compression.
+
+        Returns:
+            Distribution of the scaled latents, float32, (b, (t - 1) / 4 + 1, c, h / s, w / s).
+
+        Raises:
+            ValueError: the clip's size does not fit; the message has the numbers.
+        """
+        if rgb.ndim != 5 or rgb.shape[2] != 3:
+            raise ValueError(f"rgb: expected (b, t, 3, h, w), got {tuple(rgb.shape)}")
+        num_frames, _, height, width = rgb.shape[1:]
+        self.latent_size(num_frames=num_frames, height=height, width=width)
+        x = rearrange(rgb, "b t c h w -> b c t h w").to(device=self.device, dtype=self.dtype)
+        if self.config.encode_chunks == "whole":
+            self.vae.num_sample_frames_batch_size = num_frames
+        posterior = self.vae.encode(x).latent_dist
+        return LatentDistribution(
+            mean=rearrange(posterior.mean.float(), "b c t h w -> b t c h w"),
+            logvar=rearrange(posterior.logvar.float(), "b c t h w -> b t c h w"),
+        ).scaled(self.config.scale_factor)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t2 3 h2 w2"]:
+        """Decode scaled latents to video, float32, clamped to [-1, 1].
+
+        Raises:
+            ValueError: wrong number of channels.
+        """
+        if latents.ndim != 5 or latents.shape[2] != self.latent_channels:
+            raise ValueError(
+                f"latents: expected (b, t, {self.latent_channels}, h, w), got "
+                f"{tuple(latents.shape)}"
+            )
+        num_frames = (latents.shape[1] - 1) * self.config.temporal_compression + 1
+        z = rearrange(latents, "b t c h w -> b c t h w").to(self.device) / self.config.scale_factor
+        # The decoder keeps the first frame apart only where the first chunk is odd: an even number
+        # of latent frames would come out as 4 t frames. Repeat the last one and cut its frames.
+        if z.shape[2] % 2 == 0:
+            z = torch.cat([z, z[:, :, -1:]], dim=2)
+        rgb = self.vae.decode(z.to(self.dtype)).sample[:, :, :num_frames]
+        return rearrange(rgb.float().clamp(-1, 1), "b c t h w -> b t c h w")
+
+
+def _check_compression(vae: "AutoencoderKLCogVideoX", config: VideoCodecConfig) -> None:
+    """Raise where the configured compression is not that of the weights."""
+    spatial = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    temporal = int(vae.config["temporal_compression_ratio"])
+    for name, configured, actual in (
+        ("spatial_compression", config.spatial_compression, spatial),
+        ("temporal_compression", config.temporal_compression, temporal),
+    ):
+        if configured != actual:
+            raise ValueError(
+                f"codec.{name}: {config.weights} has {actual}, configured {configured}"
+            )
