@@ -1,0 +1,1 @@
+"""Pure functions of the diffusion: schedule, loss, guidance, samplers, noise."""
