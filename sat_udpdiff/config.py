@@ -1,0 +1,260 @@
+"""Typed configuration: every value of a run, with its unit, default and reason.
+
+A run is described by YAML value files and command-line overrides, later ones winning:
+
+    --base configs/tiny.yaml configs/multitask.yaml train.steps=100 seed=1
+
+The files hold values only; the types, defaults and checks are here. Reading is in `config_io.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Task = Literal["segmentation", "depth"]
+TASKS: tuple[Task, ...] = ("segmentation", "depth")
+"""The order is the row order of the task table: id 0 = segmentation, id 1 = depth (eq. 1)."""
+
+FAMILIES = ("tiny", "2b", "5b")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line, written for the user.
+
+    Attributes:
+        keys: Dotted keys concerned, so that the reader can say which file each one came from.
+    """
+
+    def __init__(self, message: str, *, keys: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network. Numbers of `2b` and `5b` are those of the released CogVideoX weights."""
+
+    family: Literal["tiny", "2b", "5b"] = "5b"
+    """Name used in messages and file metadata; the numbers below define the network."""
+    num_layers: int = 42
+    hidden_size: int = 3072
+    num_heads: int = 48
+    """Head size hidden_size / num_heads; a multiple of 8 for rotary positions (16/24/24 of 64)."""
+    time_embed_dim: int = 512
+    """Size of the time embedding e_t and of each row of the task table e_d."""
+    patch_size: int = 2
+    """Spatial patch, latent pixels; the temporal patch is 1."""
+    latent_channels: int = 16
+    """Channels of one group (the video, or one dense map)."""
+    dense_groups: int = 1
+    """Extra groups of `latent_channels` in and out: 1 in the paper, 0 = CogVideoX baseline."""
+    text_dim: int = 4096
+    text_length: int = 226
+    """Text tokens, padded; CogVideoX attends to the padding."""
+    positions: Literal["rotary", "sincos"] = "rotary"
+    spatial_interpolation: float = 1.875
+    """sincos only: row and column positions are divided by this."""
+    task_signal: Literal["embedding", "prompt", "none"] = "embedding"
+    """embedding: t_d = e_d(d) + e_t(t), eq. (1); prompt: the task is named in the text (Tab. 5)."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "full"
+    """selective: every second layer is recomputed; full: every layer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitConfig:
+    """How the weights start (Tab. 10 and 11)."""
+
+    weights: str | None = None
+    """Base checkpoint: a folder or .safetensors file; `tiny` = the weights shipped with us."""
+    dense_channels: Literal["duplicate", "random"] = "duplicate"
+    dense_scale: float = 1.0
+    """Factor on the duplicated input weights: 1 paper, 0.7071 keeps the variance, 0.5 Marigold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoCodecConfig:
+    """The frozen video autoencoder (diffusers AutoencoderKLCogVideoX)."""
+
+    weights: str = "THUDM/CogVideoX-5b"
+    """Folder, hub id, or `tiny` = the codec shipped with us."""
+    subfolder: str | None = "vae"
+    scale_factor: float = 0.7
+    """Latents given to the network are scale_factor * z."""
+    spatial_compression: int = 8
+    temporal_compression: int = 4
+    encode_chunks: Literal["whole", "diffusers"] = "whole"
+    """whole: one pass over the clip, as the released weights were trained."""
+    tiling: bool = False
+    slicing: bool = False
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextEncoderConfig:
+    """The frozen text encoder (transformers T5EncoderModel)."""
+
+    weights: str = "google/t5-v1_1-xxl"
+    """Folder, hub id, or `tiny` = the encoder and tokenizer shipped with us."""
+    unconditional: Literal["zeros", "empty"] = "zeros"
+    """zeros: as CogVideoX was trained; empty: the embedding of the empty string (diffusers)."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """Noise schedule and training objective."""
+
+    snr_shift: float = 1.0
+    """s in abar / (s + (1 - s) abar): 1 for 5B, 3 for 2B."""
+    num_train_timesteps: int = 1000
+    dense_loss_weight: float = 1.0
+    """Weight of the dense half against the video half (1:1 in the paper)."""
+    stratified_timesteps: bool = True
+    """Ranks draw from disjoint ranges of t, as the released weights were trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColormapConfig:
+    """How dense maps become colours."""
+
+    segmentation: Literal["pixelplanes", "location_aware"] = "pixelplanes"
+    min_distance: float = 0.0
+    """Least RGB distance (0..441) between two entities of a clip; 0 is the paper's rule."""
+    location_grid: int = 11
+    """location_aware: the frame is cut into grid x grid cells, one colour each."""
+    depth_inverse: Literal["paper", "midbin"] = "midbin"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is read, and how one sample becomes one training example."""
+
+    shards: str = ""
+    """Folder of webdataset shards with manifest.json; required for training."""
+    num_frames: int = 49
+    """Frames of a clip, 4k + 1."""
+    height: int = 480
+    """Pixels, a multiple of spatial_compression * patch_size."""
+    width: int = 720
+    fps: float = 8.0
+    tasks: tuple[Task, ...] = TASKS
+    task_weights: tuple[float, ...] = (0.5, 0.5)
+    """Share of samples per entry of `tasks` (Tab. 7)."""
+    long_caption_probability: float = 0.8
+    num_workers: int = 2
+    prefetch: int = 2
+    """Batches that each worker prepares ahead."""
+    max_bad_share: float = 0.01
+    """Damaged samples are skipped, counted and logged; above this share the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW; no weight decay on norms, biases and embeddings."""
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    gradient_clipping: float = 0.1
+    """Largest global gradient norm; 0 = off."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up: stay, or fall linearly to 0 at train.steps."""
+    warmup_steps: int = 400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EMAConfig:
+    """Exponential moving average of the weights."""
+
+    enabled: bool = False
+    decay: float = 0.9999
+    """Ceiling of min(decay, (1 + n) / (10 + n))."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 40_000
+    micro_batch_size: int = 1
+    """Samples per rank and forward."""
+    accumulation_steps: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    reduce_bucket_elements: int = 200_000_000
+    caption_dropout: float = 0.1
+    """Probability that the text embedding is replaced by zeros (classifier-free guidance)."""
+    max_bad_steps: int = 3
+    """Steps with a non-finite loss that are skipped before the run stops; never silently."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """Saving; to resume, run the same command again."""
+
+    every_steps: int = 500
+    keep_last: int = 2
+    """Older checkpoints are deleted after a newer one is complete; 0 = keep all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """metrics.jsonl always; wandb when asked."""
+
+    every_steps: int = 20
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "udpdiff"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """Sample videos during training; a failure is logged and never ends the run."""
+
+    every_steps: int = 0
+    """0 = never."""
+    prompts: tuple[str, ...] = ()
+    num_steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """One sampling run."""
+
+    sampler: Literal["dpmpp_2m_sde", "ddim"] = "dpmpp_2m_sde"
+    num_steps: int = 50
+    guidance: Literal["constant", "dynamic_released", "dynamic_step"] = "dynamic_released"
+    guidance_scale: float = 6.0
+    schedule: Literal["diffusers", "sat"] = "diffusers"
+    """diffusers: the training table; sat: re-anchored on the sampled steps, as SAT releases."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where a run writes."""
+
+    output: str = ""
+    """Run folder: config.yaml, metrics.jsonl, checkpoints/; required for training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything that defines a run."""
+
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    codec: VideoCodecConfig = field(default_factory=VideoCodecConfig)
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    colormap: ColormapConfig = field(default_factory=ColormapConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    run: RunConfig = field(default_factory=RunConfig)

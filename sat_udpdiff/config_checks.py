@@ -1,0 +1,236 @@
+"""Checks of a configuration: values that are impossible, or that do not go together.
+
+Every message names the key first, then what was expected and what came.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import NoReturn
+
+from sat_udpdiff.config import TASKS, Config, ConfigError
+from sat_udpdiff.config_values import hint
+
+__all__ = ["check_device", "notes", "require", "validate"]
+
+_WHAT_IT_IS = {
+    "data.shards": "the folder of shards to read",
+    "run.output": "the folder to write the run to",
+}
+
+_AT_LEAST_ONE = (
+    "model.num_layers", "model.hidden_size", "model.num_heads", "model.time_embed_dim",
+    "model.patch_size", "model.latent_channels", "model.text_dim", "model.text_length",
+    "codec.spatial_compression", "codec.temporal_compression", "diffusion.num_train_timesteps",
+    "colormap.location_grid", "data.num_frames", "data.height", "data.width", "data.prefetch",
+    "train.steps", "train.micro_batch_size", "train.accumulation_steps",
+    "train.reduce_bucket_elements", "checkpoint.every_steps", "log.every_steps",
+    "validation.num_steps", "sample.num_steps",
+)  # fmt: skip
+_AT_LEAST_ZERO = (
+    "seed", "data.num_workers", "diffusion.dense_loss_weight", "optimizer.weight_decay",
+    "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
+    "checkpoint.keep_last", "validation.every_steps", "sample.guidance_scale",
+)  # fmt: skip
+_ABOVE_ZERO = (
+    "model.spatial_interpolation", "init.dense_scale", "codec.scale_factor", "diffusion.snr_shift",
+    "data.fps", "optimizer.lr", "optimizer.eps",
+)  # fmt: skip
+_PROBABILITIES = (
+    "data.long_caption_probability", "data.max_bad_share", "train.caption_dropout",
+)  # fmt: skip
+_NOT_EMPTY = ("codec.weights", "text.weights", "log.wandb_project")
+
+# The seed travels through numpy and torch generators, which take 64 bits with a sign.
+_LARGEST_SEED = 2**63 - 1
+# Distance of the corners of the RGB cube: sqrt(3) * 255.
+_LARGEST_RGB_DISTANCE = 441.0
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError on the first setting that cannot work, whatever machine it runs on."""
+    _check_ranges(config)
+    _check_heads(config)
+    _check_clip(config)
+    _check_tasks(config)
+    _check_task_signal(config)
+    _check_sampling(config)
+
+
+def require(config: Config, *keys: str) -> None:
+    """Raise ConfigError on the first of `keys` (such as `data.shards`) that was left empty."""
+    for key in keys:
+        if not attrgetter(key)(config):
+            what = _WHAT_IT_IS.get(key, "a value")
+            raise ConfigError(f"{key}: expected {what}, got nothing; add {key}=...", keys=(key,))
+
+
+def check_device(config: Config, *, device: str) -> None:
+    """Raise ConfigError when the training precision does not exist on `device` (its type)."""
+    if config.train.precision == "fp16" and device == "cpu":
+        _fail("train.precision", expected="fp32 or bf16 on a CPU", got="fp16")
+
+
+def notes(config: Config) -> list[str]:
+    """What is allowed but may surprise, one line each."""
+    found = []
+    if config.optimizer.warmup_steps > config.train.steps:
+        found.append(
+            f"the run ends within the warm-up: optimizer.warmup_steps="
+            f"{config.optimizer.warmup_steps} is above train.steps={config.train.steps}, so the "
+            f"learning rate never reaches optimizer.lr={config.optimizer.lr:g}"
+        )
+    if config.init.weights is None:
+        found.append("init.weights is null: the network starts from random weights")
+    if config.train.caption_dropout == 0:
+        found.append("train.caption_dropout is 0: guidance will have no unconditional branch")
+    return found
+
+
+def _check_ranges(config: Config) -> None:
+    for key in _AT_LEAST_ONE:
+        _check(config, key, expected="at least 1", is_right=attrgetter(key)(config) >= 1)
+    for key in _AT_LEAST_ZERO:
+        _check(config, key, expected="at least 0", is_right=attrgetter(key)(config) >= 0)
+    for key in _ABOVE_ZERO:
+        _check(config, key, expected="a value above 0", is_right=attrgetter(key)(config) > 0)
+    for key in _PROBABILITIES:
+        share = attrgetter(key)(config)
+        _check(config, key, expected="a share from 0 to 1", is_right=0 <= share <= 1)
+    for key in _NOT_EMPTY:
+        _check(config, key, expected="some text", is_right=bool(attrgetter(key)(config).strip()))
+    _check(config, "seed", expected=f"at most {_LARGEST_SEED}", is_right=config.seed <= 2**63 - 1)
+    _check(
+        config,
+        "init.weights",
+        expected="a folder, a file, a hub id, `tiny` or null",
+        is_right=config.init.weights != "",
+    )
+    _check(
+        config,
+        "optimizer.betas",
+        expected="two values from 0 to below 1",
+        is_right=all(0 <= beta < 1 for beta in config.optimizer.betas),
+    )
+    _check(config, "ema.decay", expected="0 to below 1", is_right=0 <= config.ema.decay < 1)
+    _check(
+        config,
+        "colormap.min_distance",
+        expected=f"0 to {_LARGEST_RGB_DISTANCE:g}",
+        is_right=0 <= config.colormap.min_distance <= _LARGEST_RGB_DISTANCE,
+    )
+    _check(
+        config,
+        "model.dense_groups",
+        expected="0 (RGB alone) or 1 (the data carry one dense map per sample)",
+        is_right=config.model.dense_groups in (0, 1),
+    )
+
+
+def _check_heads(config: Config) -> None:
+    model = config.model
+    keys = ("model.hidden_size", "model.num_heads")
+    if model.hidden_size % model.num_heads:
+        _fail(*keys, expected=f"a multiple of num_heads={model.num_heads}", got=model.hidden_size)
+    head_size = model.hidden_size // model.num_heads
+    if model.positions == "rotary" and head_size % 8:
+        # The head is cut 2:3:3 into time, row and column, each of an even number of features.
+        _fail(
+            *keys,
+            expected="heads of a multiple of 8 for rotary positions (16 + 24 + 24 of 64)",
+            got=f"{model.hidden_size} / {model.num_heads} = {head_size}",
+        )
+    if model.positions == "sincos" and model.hidden_size % 16:
+        # Likewise over the whole width: 1/4 time, 3/8 column, 3/8 row, each half sine, half cosine.
+        expected = "a multiple of 16 for sincos positions"
+        _fail("model.hidden_size", "model.positions", expected=expected, got=model.hidden_size)
+
+
+def _check_clip(config: Config) -> None:
+    data, codec = config.data, config.codec
+    step = codec.temporal_compression
+    if (data.num_frames - 1) % step:
+        below = (data.num_frames - 1) // step * step + 1
+        _fail(
+            "data.num_frames",
+            "codec.temporal_compression",
+            expected=f"{step}k + 1 frames (nearest: {below}, {below + step})",
+            got=data.num_frames,
+        )
+    cell = codec.spatial_compression * config.model.patch_size
+    for name, size in (("height", data.height), ("width", data.width)):
+        if size % cell:
+            below = size // cell * cell
+            nearest = f"{below}, {below + cell}" if below else f"{cell}"
+            _fail(
+                f"data.{name}",
+                "codec.spatial_compression",
+                "model.patch_size",
+                expected=f"a multiple of {cell} pixels (nearest: {nearest})",
+                got=size,
+            )
+
+
+def _check_tasks(config: Config) -> None:
+    tasks, weights = config.data.tasks, config.data.task_weights
+    for task in tasks:
+        if task not in TASKS:
+            expected = f"{' or '.join(TASKS)}{hint(task, TASKS)}"
+            _fail("data.tasks", expected=expected, got=task)
+    if not tasks or len(set(tasks)) != len(tasks):
+        expected = f"one or more of {', '.join(TASKS)}, each once"
+        _fail("data.tasks", expected=expected, got=list(tasks))
+    if len(weights) != len(tasks):
+        _fail(
+            "data.task_weights",
+            "data.tasks",
+            expected=f"{len(tasks)}, one for each of data.tasks={','.join(tasks)}",
+            got=f"{len(weights)}: {list(weights)}",
+        )
+    if min(weights) <= 0 or abs(sum(weights) - 1) > 1e-6:
+        expected = "shares above 0 that add up to 1"
+        _fail("data.task_weights", expected=expected, got=list(weights))
+
+
+def _check_task_signal(config: Config) -> None:
+    signal, has_dense = config.model.task_signal, config.model.dense_groups > 0
+    if not has_dense and signal != "none":
+        _fail(
+            "model.task_signal",
+            "model.dense_groups",
+            expected="none, since dense_groups=0 makes no dense map",
+            got=signal,
+        )
+    if has_dense and signal == "none" and len(config.data.tasks) > 1:
+        _fail(
+            "model.task_signal",
+            "data.tasks",
+            expected=f"embedding or prompt, since there are {len(config.data.tasks)} tasks",
+            got="none",
+        )
+
+
+def _check_sampling(config: Config) -> None:
+    most = config.diffusion.num_train_timesteps
+    for key in ("sample.num_steps", "validation.num_steps"):
+        num_steps = attrgetter(key)(config)
+        if num_steps > most:
+            expected = f"at most diffusion.num_train_timesteps={most}"
+            _fail(key, "diffusion.num_train_timesteps", expected=expected, got=num_steps)
+    prompts = config.validation.prompts
+    if config.validation.every_steps and not prompts:
+        expected = "at least one prompt, since validation.every_steps is set"
+        _fail("validation.prompts", "validation.every_steps", expected=expected, got="none")
+    if not all(prompt.strip() for prompt in prompts):
+        _fail("validation.prompts", expected="prompts with text", got=list(prompts))
+
+
+def _check(config: Config, key: str, *, expected: str, is_right: bool) -> None:
+    if not is_right:
+        value = attrgetter(key)(config)
+        _fail(key, expected=expected, got=list(value) if isinstance(value, tuple) else value)
+
+
+def _fail(key: str, *others: str, expected: str, got: object) -> NoReturn:
+    shown = repr(got) if isinstance(got, str) and not got.strip() else got
+    raise ConfigError(f"{key}: expected {expected}, got {shown}", keys=(key, *others))

@@ -1,0 +1,67 @@
+"""The list of all settings for `--help-config`, taken from the dataclasses and their docstrings."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from operator import attrgetter
+from typing import get_type_hints
+
+from sat_udpdiff import config as config_module
+from sat_udpdiff.config import Config
+from sat_udpdiff.config_sources import setting_types
+from sat_udpdiff.config_values import describe
+
+_WIDTH = 100
+
+
+def describe_settings() -> str:
+    """Every setting with its type, default and meaning, as text for a terminal."""
+    defaults = Config()
+    meanings = setting_docs()
+    lines: list[str] = []
+    section = ""
+    for key, kind in setting_types().items():
+        if key.rpartition(".")[0] != section:
+            section = key.rpartition(".")[0]
+            lines += ["", f"{section}: {meanings.get(section, '')}".rstrip(": ")]
+        default = attrgetter(key)(defaults)
+        shown = list(default) if isinstance(default, tuple) else default
+        lines.append(f"  {key} = {'null' if shown is None else repr(shown)}  ({describe(kind)})")
+        if key in meanings:
+            lines += textwrap.wrap(
+                meanings[key], width=_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def setting_docs() -> dict[str, str]:
+    """Dotted key -> the string under the field; section -> the docstring of its class."""
+    tree = ast.parse(inspect.getsource(config_module))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    docs: dict[str, str] = {}
+    for section, kind in get_type_hints(Config).items():
+        if kind.__name__ not in classes:
+            continue
+        node = classes[kind.__name__]
+        docs[section] = _first_line(ast.get_docstring(node) or "")
+        docs |= {f"{section}.{name}": text for name, text in _field_docs(node).items()}
+    docs |= _field_docs(classes["Config"])
+    return docs
+
+
+def _field_docs(node: ast.ClassDef) -> dict[str, str]:
+    docs: dict[str, str] = {}
+    for field, text in zip(node.body, node.body[1:], strict=False):
+        match field, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(words))),
+            ):
+                docs[name] = " ".join(words.split())
+    return docs
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]

@@ -1,0 +1,149 @@
+"""Settings as they are written: YAML files and `key=value` words, with where each came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from sat_udpdiff.config import Config, ConfigError
+from sat_udpdiff.config_values import Mismatch, hint, is_text, parse, shown, text_node
+
+_COMMAND_LINE = "the command line"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One value, and where it was written."""
+
+    value: Any
+    source: str
+
+
+@cache
+def setting_types() -> Mapping[str, Any]:
+    """Dotted key of every setting -> its type, in the order of the dataclasses."""
+    return dict(_flatten(Config, prefix=""))
+
+
+def read_file(path: Path) -> dict[str, Setting]:
+    """The settings of one YAML file, by dotted key.
+
+    Nodes are composed but never constructed, so no tag of the file can name a Python object.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or holds a wrong key or value.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot read the file: {reason}{_nearest_file(path)}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_problem(error)}") from None
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}: expected sections such as `train:`, got {shown(node)}")
+    return _read_node(node, key="", source=str(path))
+
+
+def read_override(override: str) -> dict[str, Setting]:
+    """The settings of one `dotted.key=value` word of the command line.
+
+    Raises:
+        ConfigError: It is not of that form, or holds a wrong key or value.
+    """
+    key, equals, text = override.partition("=")
+    if not equals:
+        advice = "files are given after --base" if Path(key).suffix else "as in train.steps=100"
+        raise ConfigError(f"{override}: expected key=value on the command line ({advice})")
+    key = key.strip()
+    _check_key(key, source=_COMMAND_LINE)
+    return _read_node(_override_node(key, text=text), key=key, source=_COMMAND_LINE)
+
+
+def _override_node(key: str, *, text: str) -> yaml.Node:
+    """The value of an override; words stay as the shell passed them (`a: b`, `@x`, `#1`)."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader) or text_node("")
+    except yaml.YAMLError as error:
+        if not is_text(setting_types().get(key)):
+            raise ConfigError(f"{key}{_yaml_problem(error)} (from {_COMMAND_LINE})") from None
+        return text_node(text)
+    is_quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+    return text_node(text) if is_text(setting_types().get(key)) and not is_quoted else node
+
+
+def _read_node(node: yaml.Node, *, key: str, source: str) -> dict[str, Setting]:
+    """The settings at and below `key`, converted to their types."""
+    place = f"{source} line {node.start_mark.line + 1}" if source != _COMMAND_LINE else source
+    if key in setting_types():
+        try:
+            return {key: Setting(value=parse(node, kind=setting_types()[key]), source=place)}
+        except Mismatch as error:
+            where = key if error.index is None else f"{key}[{error.index}]"
+            raise ConfigError(f"{where}: {error} (from {place})", keys=(key,)) from None
+    if not isinstance(node, yaml.MappingNode):
+        # `train:` with every key below it commented out.
+        if isinstance(node, yaml.ScalarNode) and node.value == "":
+            return {}
+        keys = ", ".join(sorted(name for name in setting_types() if name.startswith(f"{key}.")))
+        message = f"{key}: expected a section with {keys}, got {shown(node)} (from {place})"
+        raise ConfigError(message, keys=(key,))
+    settings: dict[str, Setting] = {}
+    seen: set[str] = set()
+    for name_node, child in node.value:
+        line = f"{source} line {name_node.start_mark.line + 1}"
+        name = f"{key}.{name_node.value}" if key else str(name_node.value)
+        if name in seen:
+            raise ConfigError(f"{name}: written twice (from {line})", keys=(name,))
+        seen.add(name)
+        _check_key(name, source=line)
+        settings.update(_read_node(child, key=name, source=source))
+    return settings
+
+
+def _check_key(key: str, *, source: str) -> None:
+    """Raise unless `key` is a setting or a section."""
+    known = setting_types()
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    if key in known or key in sections:
+        return
+    close = hint(key, known)
+    if not close:
+        # The right name in the wrong section, or with the section left out.
+        last = key.rpartition(".")[2]
+        matches = [name for name in known if name.rpartition(".")[2] == last]
+        close = f" (nearest: {matches[0]})" if matches else f" (sections: {', '.join(sections)})"
+    raise ConfigError(f"{key}: no such setting{close} (from {source})", keys=(key,))
+
+
+def _flatten(cls: type, *, prefix: str) -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            flat += _flatten(kind, prefix=f"{prefix}{name}.")
+        else:
+            flat.append((f"{prefix}{name}", kind))
+    return flat
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f" line {mark.line + 1}" if mark is not None else ""
+    return f"{line}: not valid YAML: {getattr(error, 'problem', None) or 'unreadable characters'}"
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    if path.exists() or not folder.is_dir():
+        return ""
+    names = sorted(entry.name for entry in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" (nearest: {folder / close[0]})" if close else ""
