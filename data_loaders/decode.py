@@ -1,0 +1,243 @@
+"""Videos and label maps to bytes and back, through PyAV.
+
+RGB may be lossy; entity ids and depth travel as ffv1 gray or gray16, which is exact. (Chroma
+subsampling mixes the colours on both sides of an edge, so a colour map in an mp4 cannot be decoded;
+H.264 'gray' at crf 0 is not exact either.)
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import Colorspace, Interpolation
+from jaxtyping import UInt8, UInt16
+
+from data_loaders.schema import DataError
+
+RgbCodec = Literal["h264", "vp9", "ffv1"]
+
+# swscale's default path from yuv420p truncates: it darkens by one level on the mean. The chroma
+# flag interpolates colour between the subsampled positions rather than repeating it.
+_TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+# Tagged as what the conversion does: players and readers that ignore the tag assume it below HD.
+_SMPTE170M = 6
+_LIMITED_RANGE = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Encoding:
+    """One way to store frames."""
+
+    member: str
+    """File name ending in a shard."""
+    container: str
+    """libav muxer."""
+    codec: str
+    """libav encoder."""
+    pixel_format: str
+    """Even sizes are needed where it is yuv420p."""
+    options: dict[str, str]
+    """Encoder options."""
+
+
+# slicecrc lets the decoder notice damage; one thread keeps the bytes equal from run to run.
+_FFV1_OPTIONS = {"level": "3", "slicecrc": "1", "g": "1"}
+
+RGB_ENCODINGS: dict[str, _Encoding] = {
+    # crf 14: little is lost against 4:2:0 itself.
+    "h264": _Encoding(
+        member="mp4",
+        container="mp4",
+        codec="libx264",
+        pixel_format="yuv420p",
+        options={"crf": "14", "preset": "medium"},
+    ),
+    # The one lossy codec that DALI decodes on a CPU.
+    "vp9": _Encoding(
+        member="webm",
+        container="webm",
+        codec="libvpx-vp9",
+        pixel_format="yuv420p",
+        options={"crf": "16", "b:v": "0", "deadline": "good", "cpu-used": "4"},
+    ),
+    # Lossless: for pictures so small that 4:2:0 would show.
+    "ffv1": _Encoding(
+        member="mkv",
+        container="matroska",
+        codec="ffv1",
+        pixel_format="bgr0",
+        options=_FFV1_OPTIONS,
+    ),
+}
+
+
+def _encode(
+    frames: Sequence[np.ndarray] | np.ndarray, *, array_format: str, fps: float, way: _Encoding
+) -> bytes:
+    height, width = frames[0].shape[:2]
+    buffer = io.BytesIO()
+    # bitexact: matroska would otherwise write a random identifier into every file.
+    with av.open(buffer, "w", format=way.container, options={"fflags": "+bitexact"}) as output:
+        # 1001: the denominator of the NTSC rates (24000/1001, 30000/1001).
+        rate = Fraction(fps).limit_denominator(1001)
+        stream: Any = output.add_stream(way.codec, rate=rate, options=dict(way.options))
+        stream.height, stream.width, stream.pix_fmt = height, width, way.pixel_format
+        context = stream.codec_context
+        context.thread_count = 1
+        is_yuv = way.pixel_format.startswith("yuv")
+        if is_yuv:
+            context.colorspace, context.color_range = _SMPTE170M, _LIMITED_RANGE
+        for array in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=array_format)
+            if is_yuv:
+                frame = frame.reformat(
+                    format=way.pixel_format,
+                    dst_colorspace=Colorspace.ITU601,
+                    interpolation=Interpolation.BICUBIC,
+                    threads=1,
+                )
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def encode_rgb(rgb: UInt8[np.ndarray, "t h w 3"], *, fps: float, codec: RgbCodec) -> bytes:
+    """Encode a video.
+
+    Args:
+        rgb: Frames, 0..255.
+        fps: Frames per second.
+        codec: 'h264' and 'vp9' are lossy (4:2:0, even sizes only), 'ffv1' is exact.
+
+    Returns:
+        The file's bytes; equal input gives equal bytes.
+
+    Raises:
+        DataError: Unknown codec, or an odd size with a 4:2:0 codec.
+    """
+    if codec not in RGB_ENCODINGS:
+        raise DataError(f"rgb_codec: expected one of {', '.join(RGB_ENCODINGS)}, got {codec!r}")
+    way = RGB_ENCODINGS[codec]
+    height, width = rgb.shape[1:3]
+    if way.pixel_format == "yuv420p" and (height % 2 or width % 2):
+        raise DataError(
+            f"rgb_codec {codec}: expected an even height and width, got {height}x{width}; "
+            "rgb_codec 'ffv1' takes any size"
+        )
+    return _encode(rgb, array_format="rgb24", fps=fps, way=way)
+
+
+def encode_labels(labels: UInt16[np.ndarray, "t h w"], *, fps: float) -> bytes:
+    """Encode ids or depth without loss: ffv1, 8 bits where the values fit, else 16.
+
+    Args:
+        labels: Any uint16 values.
+        fps: Frames per second.
+
+    Returns:
+        The matroska file's bytes.
+    """
+    pixel_format = "gray" if int(labels.max()) < 256 else "gray16le"
+    way = _Encoding(
+        member="mkv",
+        container="matroska",
+        codec="ffv1",
+        pixel_format=pixel_format,
+        options=_FFV1_OPTIONS,
+    )
+    array = labels.astype(np.uint8) if pixel_format == "gray" else labels
+    return _encode(array, array_format=pixel_format, fps=fps, way=way)
+
+
+def _frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
+    """Frames in presentation order; every libav fault becomes a DataError that names the file."""
+    source: Any = io.BytesIO(data) if isinstance(data, bytes) else str(data)
+    try:
+        with av.open(source) as container:
+            if not container.streams.video:
+                raise DataError(f"{name}: expected a video stream, found none")
+            stream = container.streams.video[0]
+            # Samples are decoded in parallel, so frames need not be.
+            stream.codec_context.thread_count = 1
+            yield from container.decode(stream)
+    except (av.error.FFmpegError, OSError, EOFError) as error:
+        raise DataError(f"{name}: cannot be decoded as video: {error}") from error
+
+
+def _pick(
+    frames: Iterator[av.VideoFrame],
+    *,
+    indices: Sequence[int] | None,
+    convert: Callable[[av.VideoFrame], np.ndarray],
+    name: str,
+) -> np.ndarray:
+    wanted = None if indices is None else set(indices)
+    last = None if indices is None else max(indices)
+    kept: dict[int, np.ndarray] = {}
+    count = 0
+    for count, frame in enumerate(frames, start=1):
+        if wanted is None or count - 1 in wanted:
+            kept[count - 1] = convert(frame)
+        if count - 1 == last:
+            break
+    if not kept or (last is not None and last not in kept):
+        raise DataError(
+            f"{name}: expected {'a' if last is None else last + 1} frame(s), decoded {count}"
+        )
+    return np.stack([kept[i] for i in (sorted(kept) if indices is None else indices)])
+
+
+def frame_to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """One decoded frame as RGB, 0..255, by the colour space written in the file."""
+    return frame.reformat(format="rgb24", interpolation=_TO_RGB, threads=1).to_ndarray()
+
+
+def decode_rgb(
+    data: bytes | Path, *, name: str, indices: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Decode a video.
+
+    Args:
+        data: The file's bytes, or its path.
+        name: What to call it in an error.
+        indices: Frames wanted, in presentation order from 0, repeats allowed; None = all.
+
+    Returns:
+        Frames, 0..255.
+
+    Raises:
+        DataError: No video, damaged, or shorter than the last index.
+    """
+    return _pick(_frames(data, name=name), indices=indices, convert=frame_to_rgb, name=name)
+
+
+def decode_labels(
+    data: bytes, *, name: str, indices: Sequence[int] | None = None
+) -> UInt16[np.ndarray, "t h w"]:
+    """Decode what `encode_labels` wrote, exactly.
+
+    Args:
+        data: The file's bytes.
+        name: What to call it in an error.
+        indices: Frames wanted, repeats allowed; None = all.
+
+    Returns:
+        The labels.
+
+    Raises:
+        DataError: Damaged, not a gray video, or shorter than the last index.
+    """
+
+    def convert(frame: av.VideoFrame) -> np.ndarray:
+        if frame.format.name not in ("gray", "gray16le"):
+            raise DataError(f"{name}: expected gray or gray16le, got {frame.format.name}")
+        return frame.to_ndarray().astype(np.uint16)
+
+    return _pick(_frames(data, name=name), indices=indices, convert=convert, name=name)
