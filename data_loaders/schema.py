@@ -77,9 +77,7 @@ def _check_labels(sample: Sample, *, name: str, labels: np.ndarray | None) -> No
     shape = sample.rgb.shape[:3]
     key = sample.key
     is_array = isinstance(labels, np.ndarray)
-    _require(
-        key=key, what=name, expected="an array", came=type(labels).__name__, ok=is_array
-    )
+    _require(key=key, what=name, expected="an array", came=type(labels).__name__, ok=is_array)
     _require(
         key=key,
         what=f"{name} dtype",
@@ -96,9 +94,7 @@ def _check_rgb(sample: Sample) -> None:
     rgb, key = sample.rgb, sample.key
     is_array = isinstance(rgb, np.ndarray)
     _require(key=key, what="rgb", expected="an array", came=type(rgb).__name__, ok=is_array)
-    _require(
-        key=key, what="rgb dtype", expected="uint8", came=rgb.dtype, ok=rgb.dtype == np.uint8
-    )
+    _require(key=key, what="rgb dtype", expected="uint8", came=rgb.dtype, ok=rgb.dtype == np.uint8)
     _require(
         key=key,
         what="rgb shape",

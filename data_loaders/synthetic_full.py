@@ -1,5 +1,7 @@
 """The full world: up to forty textured things, six motions, a moving camera, parallax."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from data_loaders.synthetic_scene import (
@@ -7,8 +9,8 @@ from data_loaders.synthetic_scene import (
     Camera,
     Scene,
     Thing,
+    WorldConfig,
     direction_words,
-    project,
     static_camera,
 )
 from data_loaders.synthetic_shapes import (
@@ -21,6 +23,7 @@ from data_loaders.synthetic_shapes import (
     Colour,
     make_outline,
     make_texture,
+    shades,
     value_noise,
 )
 
@@ -32,6 +35,17 @@ _NEAR_DISPARITY = 0.8
 _FAR_DISPARITY = 0.12
 _SURFACE_SIZE = 160
 _MOTIONS = ("still", "linear", "linear", "linear", "enter", "leave", "bounce", "sway", "arc")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stage:
+    """What is settled before the things are drawn."""
+
+    backdrop: Backdrop
+    camera: Camera
+    height: int
+    width: int
+    count: int
 
 
 def _tile(rng: np.random.Generator, *, kinds: tuple[str, ...]) -> np.ndarray:
@@ -55,11 +69,6 @@ def _tile(rng: np.random.Generator, *, kinds: tuple[str, ...]) -> np.ndarray:
     return np.rint(128 + strength * (pattern - pattern.mean())).astype(np.uint8)
 
 
-def _shades(colour: Colour, *, gains: tuple[float, float]) -> tuple[Colour, Colour]:
-    first, second = (tuple(min(255, round(c * gain)) for c in colour) for gain in gains)
-    return first, second  # type: ignore[return-value]
-
-
 def _backdrop(rng: np.random.Generator) -> Backdrop:
     outdoors = bool(rng.random() < 0.5)
     walls, floors = (_SKIES, _GROUNDS) if outdoors else (WALLS, FLOORS)
@@ -69,8 +78,8 @@ def _backdrop(rng: np.random.Generator) -> Backdrop:
         floor_name=f"{floor} {'ground' if outdoors else 'floor'}",
         wall_disparity=0.0 if outdoors else float(rng.uniform(0.08, 0.11)),
         floor_height=float(rng.uniform(0.45, 0.8)),
-        wall_colours=_shades(walls[wall], gains=(0.85, 1.12)),
-        floor_colours=_shades(floors[floor], gains=(0.9, 1.1)),
+        wall_colours=shades(walls[wall], gains=(0.85, 1.12)),
+        floor_colours=shades(floors[floor], gains=(0.9, 1.1)),
         wall_pattern=_tile(rng, kinds=("noise",) if outdoors else ("noise", "stripe", "brick")),
         floor_pattern=_tile(rng, kinds=("noise",) if outdoors else ("checker", "noise", "stripe")),
     )
@@ -137,15 +146,14 @@ def _path(
     return middle + np.column_stack([x, y])
 
 
-def _motion_words(
-    *, motion: str, position: np.ndarray, camera: Camera, size: tuple[int, int]
-) -> str:
+def _motion_words(stage: _Stage, *, motion: str, position: np.ndarray) -> str:
     named = {"bounce": "bounces", "sway": "sways", "arc": "flies in an arc"}
     if motion in named and len(position) > 1:
         return named[motion]
-    track = project(position, camera=camera, height=size[0], width=size[1])
-    dx, dy = track[-1, :2] - track[0, :2]
-    words = direction_words(dx, dy, still_below=0.02 * size[0])
+    size = {"height": stage.height, "width": stage.width}
+    first = stage.camera.view(0, **size).project(position[0])
+    last = stage.camera.view(len(position) - 1, **size).project(position[-1])
+    words = direction_words(last[0] - first[0], last[1] - first[1], still_below=0.02 * stage.height)
     if motion == "enter" and words in ("moves left", "moves right"):
         return f"{words} into view"
     if motion == "leave" and words in ("moves left", "moves right"):
@@ -153,20 +161,17 @@ def _motion_words(
     return words
 
 
-def _thing(
-    rng: np.random.Generator, *, disparity: float, max_tilt: float, count: int,
-    backdrop: Backdrop, camera: Camera, size: tuple[int, int],
-) -> Thing:
-    frames, aspect = len(camera.x), size[1] / size[0]
+def _thing(rng: np.random.Generator, *, stage: _Stage, disparity: float, max_tilt: float) -> Thing:
+    frames, aspect = len(stage.camera.x), stage.width / stage.height
     # More things are smaller ones, so that forty still show.
-    typical = 0.13 * (6 / max(count, 3)) ** 0.35
+    typical = 0.13 * (6 / max(stage.count, 3)) ** 0.35
     on_screen = float(np.clip(typical * rng.lognormal(0, 0.4), 0.03, 0.3))
     motion = str(rng.choice(_MOTIONS)) if frames > 1 else "still"
     path = _path(rng, motion=motion, frames=frames, radius=on_screen, aspect=aspect)
     radius = on_screen / disparity
     plane = path / disparity
     # The lower rim stands on the ground at most; the shift keeps the form of the path.
-    sunk = float((plane[:, 1] + 1.1 * radius).max()) - backdrop.floor_height
+    sunk = float((plane[:, 1] + 1.1 * radius).max()) - stage.backdrop.floor_height
     plane[:, 1] -= max(sunk, 0.0) if motion != "bounce" else sunk
     shape, texture = str(rng.choice(FULL_SHAPES)), str(rng.choice(TEXTURES))
     colour = str(rng.choice(list(_COLOURS)))
@@ -177,7 +182,7 @@ def _thing(
         shape=shape,
         colour=colour,
         texture=texture,
-        motion=_motion_words(motion=motion, position=position, camera=camera, size=size),
+        motion=_motion_words(stage, motion=motion, position=position),
         size="large" if on_screen > large else "medium" if on_screen > medium else "small",
         outline=make_outline(shape, rng=rng),
         surface=make_texture(texture, colour=_COLOURS[colour], size=_SURFACE_SIZE, rng=rng),
@@ -188,25 +193,25 @@ def _thing(
     )
 
 
-def make_full_scene(
-    rng: np.random.Generator, *, frames: int, height: int, width: int,
-    min_things: int, max_things: int,
-) -> Scene:
+def make_full_scene(rng: np.random.Generator, *, config: WorldConfig) -> Scene:
     """Draw a scene; the number of things is lognormal, cut to the limits.
 
     Args:
         rng: Source of every choice.
-        frames: Number of frames.
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        min_things: At least this many.
-        max_things: At most this many.
+        config: Number of frames, size of the picture, limits of the number of things.
 
     Returns:
         The scene.
     """
-    count = int(np.clip(round(rng.lognormal(np.log(7), 0.8)), min_things, max_things))
-    backdrop, camera = _backdrop(rng), _camera(rng, frames=frames)
+    drawn = round(rng.lognormal(np.log(7), 0.8))
+    count = int(np.clip(drawn, config.min_entities, config.max_entities))
+    stage = _Stage(
+        backdrop=_backdrop(rng),
+        camera=_camera(rng, frames=config.frames),
+        height=config.height,
+        width=config.width,
+        count=count,
+    )
     # One thing per layer of disparity: tilted planes never cross, so that the painter's order is
     # the order of the disparities at every pixel.
     layer = (_NEAR_DISPARITY - _FAR_DISPARITY) / count
@@ -214,19 +219,16 @@ def make_full_scene(
     things = tuple(
         _thing(
             rng,
+            stage=stage,
             disparity=float(_FAR_DISPARITY + place),
             max_tilt=min(0.2 * layer, 0.04),
-            count=count,
-            backdrop=backdrop,
-            camera=camera,
-            size=(height, width),
         )
         for place in places
     )
     light = rng.uniform(0, 2 * np.pi)
     return Scene(
         things=things,
-        camera=camera,
-        backdrop=backdrop,
+        camera=stage.camera,
+        backdrop=stage.backdrop,
         light=(0.18 * float(np.cos(light)), 0.18 * float(np.sin(light))),
     )

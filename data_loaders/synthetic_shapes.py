@@ -1,7 +1,7 @@
 """Outlines, colours and textures of the synthetic world's entities.
 
-An outline is a closed polygon inside the unit circle, y downwards. A texture is a square picture
-over [-1, 1] x [-1, 1] of the entity's own frame.
+An outline is a closed polygon about the unit circle, y downwards. A texture is a square picture
+around it, `SURFACE_REACH` radii to each side.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,13 @@ NEUTRALS: dict[str, Colour] = {
     "brown": (122, 78, 44),
 }
 
+
+def shades(colour: Colour, *, gains: tuple[float, float]) -> tuple[Colour, Colour]:
+    """Two brightnesses of a colour, cut at white: the ends of a gradient."""
+    first, second = ((min(255, round(c * gain)) for c in colour) for gain in gains)
+    return (next(first), next(first), next(first)), (next(second), next(second), next(second))
+
+
 SIMPLE_SHAPES = ("disc", "square", "triangle", "diamond")
 FULL_SHAPES = (
     *SIMPLE_SHAPES,
@@ -53,6 +60,8 @@ FULL_SHAPES = (
     "ring sector",
     "bar",
 )
+# No corner of an outline is farther out than this, in radii along one axis.
+SURFACE_REACH = 1.25
 TEXTURES = ("plain", "striped", "checkered", "dotted", "speckled")
 
 
@@ -139,7 +148,7 @@ def make_outline(shape: str, *, rng: np.random.Generator) -> Outline:
         rng: Source of the free parameters of the irregular shapes.
 
     Returns:
-        Corner points (n, 2) as (x, y); every radius <= 1.25.
+        Corner points (n, 2) as (x, y), each within `SURFACE_REACH` of 0.
     """
     return _OUTLINES[shape](rng)
 
@@ -160,13 +169,13 @@ def value_noise(
     """
     total = np.zeros((size, size))
     for octave in range(octaves):
-        count = min(cells << octave, size)
+        count = cells << octave
         grid = np.pad(rng.random((count, count)).astype(np.float32), 2, mode="wrap")
-        step = size / count
-        side = round(step * (count + 4))
-        start = round(2 * step)
+        step = -(-size // count)
+        side = step * (count + 4)
         wide = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
-        total += wide[start : start + size, start : start + size] / 2**octave
+        tile = wide[2 * step : -2 * step, 2 * step : -2 * step]
+        total += cv2.resize(tile, (size, size), interpolation=cv2.INTER_AREA) / 2**octave
     return (total - total.min()) / max(float(np.ptp(total)), 1e-9)
 
 
@@ -206,6 +215,6 @@ def make_texture(
     base = np.array(colour, dtype=np.float64)
     if texture == "plain":
         return np.broadcast_to(base.astype(np.uint8), (size, size, 3)).copy()
-    other = base * 0.55 if base.mean() > 80 else 0.7 * base + 0.3 * 255
+    other = base * 0.68 if base.mean() > 80 else 0.85 * base + 0.15 * 255
     weight = _pattern(texture, size=size, rng=rng)[..., None]
     return np.rint(base + weight * (other - base)).astype(np.uint8)

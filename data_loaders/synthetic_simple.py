@@ -6,15 +6,15 @@ and a size word that also fixes the distance.
 
 import numpy as np
 
-from data_loaders.synthetic_scene import Backdrop, Scene, Thing, static_camera
+from data_loaders.synthetic_scene import Backdrop, Scene, Thing, WorldConfig, static_camera
 from data_loaders.synthetic_shapes import (
     FLOORS,
     SATURATED,
     SIMPLE_SHAPES,
     WALLS,
-    Colour,
     make_outline,
     make_texture,
+    shades,
 )
 
 # Size word -> (radius over picture height, disparity): the larger the nearer.
@@ -34,11 +34,6 @@ _WALL_DISPARITY = 0.2
 _PLACEMENT_TRIES = 40
 
 
-def _gradient(colour: Colour, *, gains: tuple[float, float]) -> tuple[Colour, Colour]:
-    first, second = (tuple(min(255, round(c * gain)) for c in colour) for gain in gains)
-    return first, second  # type: ignore[return-value]
-
-
 def _backdrop(rng: np.random.Generator) -> Backdrop:
     floor = str(rng.choice(list(FLOORS)))
     wall = str(rng.choice(list(WALLS)))
@@ -47,8 +42,8 @@ def _backdrop(rng: np.random.Generator) -> Backdrop:
         floor_name=f"{floor} floor",
         wall_disparity=_WALL_DISPARITY,
         floor_height=_FLOOR_HEIGHT,
-        wall_colours=_gradient(WALLS[wall], gains=(1.1, 0.9)),
-        floor_colours=_gradient(FLOORS[floor], gains=(0.85, 1.15)),
+        wall_colours=shades(WALLS[wall], gains=(1.1, 0.9)),
+        floor_colours=shades(FLOORS[floor], gains=(0.85, 1.15)),
         wall_pattern=None,
         floor_pattern=None,
     )
@@ -89,24 +84,19 @@ def _place(
     return best[1]
 
 
-def make_simple_scene(
-    rng: np.random.Generator, *, frames: int, height: int, width: int, max_things: int = 3
-) -> Scene:
+def make_simple_scene(rng: np.random.Generator, *, config: WorldConfig) -> Scene:
     """Draw a scene of one to three things, the nearest first.
 
     Args:
         rng: Source of every choice.
-        frames: Number of frames.
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        max_things: At most this many (and at most 3).
+        config: Number of frames, size of the picture, limits of the number of things.
 
     Returns:
         The scene.
     """
-    aspect = width / height
-    odds = np.array(_NUM_THINGS_ODDS[:max_things])
-    count = int(rng.choice(len(odds), p=odds / odds.sum())) + 1
+    frames, aspect = config.frames, config.width / config.height
+    odds = np.array(_NUM_THINGS_ODDS[config.min_entities - 1 : config.max_entities])
+    count = config.min_entities + int(rng.choice(len(odds), p=odds / odds.sum()))
     size_order = list(_SIZES)
     sizes = [size_order[i] for i in sorted(rng.choice(3, count, replace=False))]
     colours = [str(c) for c in rng.choice(list(SATURATED), count, replace=False)]
