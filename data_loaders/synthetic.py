@@ -8,17 +8,30 @@ Example:
     python -m data_loaders.synthetic out/simple --clips 512 --world simple --seed 0
 """
 
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import cv2
 import numpy as np
 
 from data_loaders.schema import Sample, SampleMeta
 from data_loaders.synthetic_captions import long_caption, short_caption
 from data_loaders.synthetic_full import make_full_scene
 from data_loaders.synthetic_render import render
-from data_loaders.synthetic_scene import Scene, WorldConfig
+from data_loaders.synthetic_scene import WORLDS, Scene, WorldConfig
 from data_loaders.synthetic_simple import make_simple_scene
 
 # Clips from this index on are never written by the command line: they are for evaluation.
 HELD_OUT_START = 1 << 40
+# Prompts repeat; this many draws per wanted prompt are tried for different ones.
+_DRAWS_PER_PROMPT = 50
 
 
 def make_scene(index: int, *, seed: int, config: WorldConfig) -> Scene:
@@ -31,7 +44,13 @@ def make_scene(index: int, *, seed: int, config: WorldConfig) -> Scene:
 
     Returns:
         The scene that `make_clip` renders.
+
+    Raises:
+        ValueError: A negative index or seed.
     """
+    for name, value in {"index": index, "seed": seed}.items():
+        if value < 0:
+            raise ValueError(f"{name}: expected >= 0, got {value}")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     make = make_simple_scene if config.world == "simple" else make_full_scene
     return make(rng, config=config)
@@ -53,6 +72,9 @@ def make_clip(index: int, *, seed: int, config: WorldConfig) -> Sample:
     Returns:
         A clip with every label. Ids: things 1..K, then the wall or sky, then the ground;
         `meta.num_entities` counts the ids that are seen, `meta.extra["num_things"]` is K.
+
+    Raises:
+        ValueError: A negative index or seed.
     """
     scene = make_scene(index, seed=seed, config=config)
     rendering = render(scene, height=config.height, width=config.width)
@@ -75,3 +97,149 @@ def make_clip(index: int, *, seed: int, config: WorldConfig) -> Sample:
             extra={"seed": seed, "index": index, "num_things": num_things},
         ),
     )
+
+
+def make_clips(
+    indices: Sequence[int], *, seed: int, config: WorldConfig, num_workers: int = 0
+) -> Iterator[Sample]:
+    """Make clips in order, on several processes if asked.
+
+    Args:
+        indices: Numbers of the clips.
+        seed: Seed of the dataset, >= 0.
+        config: Kind and size of the clips.
+        num_workers: Processes to make them on; 0 makes them in this one.
+
+    Yields:
+        The clips in the order of `indices`; the same ones for any number of workers.
+    """
+    make = partial(make_clip, seed=seed, config=config)
+    with ExitStack() as stack:
+        if num_workers == 0:
+            clips = map(make, indices)
+        else:
+            # spawn: a fork would copy the locks of cv2's threads in whatever state they are.
+            pool = get_context("spawn").Pool(num_workers, cv2.setNumThreads, (1,))
+            clips = stack.enter_context(pool).imap(make, indices)
+        yield from clips
+
+
+def held_out_prompts(
+    n: int, *, seed: int, style: Literal["short", "long"] = "short"
+) -> tuple[str, ...]:
+    """Captions of simple-world clips that no training set of the command line holds.
+
+    The clips are new; a short caption has few words and may well equal one of a training clip.
+
+    Args:
+        n: Number of prompts, all different.
+        seed: Seed, >= 0.
+        style: Which of the two captions.
+
+    Returns:
+        The prompts; the first m are the same for every n >= m.
+
+    Raises:
+        ValueError: The world does not have n different captions.
+    """
+    # Small: only the captions are wanted, and two frames are the least that move.
+    config = WorldConfig(world="simple", frames=2, height=32, width=48)
+    prompts: dict[str, None] = {}
+    for draw in range(n * _DRAWS_PER_PROMPT):
+        if len(prompts) == n:
+            break
+        sample = make_clip(HELD_OUT_START + draw, seed=seed, config=config)
+        prompts[sample.caption_short if style == "short" else sample.caption_long] = None
+    if len(prompts) < n:
+        raise ValueError(f"n: expected at most {len(prompts)} different prompts, got {n}")
+    return tuple(prompts)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse a picture size.
+
+    Args:
+        text: "HEIGHTxWIDTH" in pixels, as "64x96".
+
+    Returns:
+        (height, width).
+
+    Raises:
+        ValueError: The text is no such size.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise ValueError(f"size: expected HEIGHTxWIDTH as 64x96, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_loaders.synthetic",
+        description="Write shards of synthetic clips with exact entity ids, depth and captions.",
+    )
+    default = WorldConfig()
+    parser.add_argument("out", type=Path, help="folder for the shards")
+    parser.add_argument("--clips", type=int, default=64, help="number of clips")
+    parser.add_argument("--first-index", type=int, default=0, help="index of the first clip")
+    parser.add_argument("--frames", type=int, default=default.frames, help="4k + 1 for the VAE")
+    parser.add_argument("--size", default="64x96", help="HEIGHTxWIDTH, pixels")
+    parser.add_argument("--fps", type=float, default=default.fps)
+    parser.add_argument("--world", choices=WORLDS, default=default.world)
+    parser.add_argument("--min-entities", type=int, default=default.min_entities)
+    parser.add_argument("--max-entities", type=int, default=default.max_entities)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 = this one")
+    parser.add_argument("--samples-per-shard", type=int, default=64)
+    parser.add_argument("--overwrite", action="store_true", help="replace shards in the folder")
+    return parser
+
+
+def _config_from(arguments: argparse.Namespace) -> WorldConfig:
+    for name, least in {"clips": 1, "first_index": 0, "seed": 0, "workers": 0}.items():
+        if getattr(arguments, name) < least:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected >= {least}, got {getattr(arguments, name)}")
+    height, width = parse_size(arguments.size)
+    return WorldConfig(
+        frames=arguments.frames,
+        height=height,
+        width=width,
+        fps=arguments.fps,
+        min_entities=arguments.min_entities,
+        max_entities=arguments.max_entities,
+        world=arguments.world,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit status: 0, or 2 for a wrong value.
+    """
+    # Here, so that the world itself needs no video codec.
+    from data_loaders.shards import write_shards
+
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        config = _config_from(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    indices = range(arguments.first_index, arguments.first_index + arguments.clips)
+    manifest = write_shards(
+        make_clips(indices, seed=arguments.seed, config=config, num_workers=arguments.workers),
+        arguments.out,
+        samples_per_shard=arguments.samples_per_shard,
+        overwrite=arguments.overwrite,
+    )
+    print(f"{arguments.clips} clips: {manifest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
