@@ -1,0 +1,290 @@
+"""Which process this is, whoever started it, and the few collectives that the programs need.
+
+The deepspeed launcher, torchrun, srun, mpirun and plain `python` each tell a process its rank in
+their own words. `init_distributed` reads them, fills in the words that torch and deepspeed read
+(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and joins the process group.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Num
+from torch import Tensor
+
+from sat_udpdiff.config import ConfigError
+
+# Derived ports lie below 32768, where Linux begins to hand out ports to outgoing connections.
+_FIRST_PORT, _NUM_PORTS = 20_000, 12_000
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """This process among all of the run."""
+
+    rank: int
+    """0 .. world_size - 1 over all machines."""
+    world_size: int
+    local_rank: int
+    """0 .. on this machine."""
+    device: torch.device
+    backend: Literal["nccl", "gloo"]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that prints and writes what is written once."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchFacts:
+    """What a launcher says about this process."""
+
+    launcher: Literal["environment", "mpi", "slurm", "single"]
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def init_distributed(*, device: str | None = None, timeout_minutes: int = 30) -> Place:
+    """Join the process group; a second call returns the same place.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where there is one.
+        timeout_minutes: A rank that waits longer than this for the others gives up.
+
+    Raises:
+        ConfigError: What the launcher says is incomplete or contradicts itself.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    facts = read_launch_facts(os.environ)
+    index = _device_index(facts, kind=kind)
+    place = Place(
+        rank=facts.rank,
+        world_size=facts.world_size,
+        local_rank=facts.local_rank,
+        device=torch.device("cpu") if kind == "cpu" else torch.device(kind, index),
+        backend="gloo" if kind == "cpu" else "nccl",
+    )
+    if dist.is_initialized():
+        return place
+    # deepspeed moves to the GPU that LOCAL_RANK names, hence the index and not our own rank.
+    _fill_environment(facts, local_rank=index)
+    if kind != "cpu":
+        torch.cuda.set_device(place.device)
+    dist.init_process_group(
+        place.backend,
+        # One process needs no port, so that many can be started side by side.
+        store=dist.HashStore() if place.world_size == 1 else None,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=None if kind == "cpu" else place.device,
+    )
+    return place
+
+
+def close_distributed() -> None:
+    """Leave the process group; nothing happens where there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here; nothing to wait for without a process group."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def mean_over_ranks(values: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
+    """The mean of `values` over all ranks, the same on each; `values` itself is not changed."""
+    return sum_over_ranks(values) / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def sum_over_ranks(values: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
+    """The sum of `values` over all ranks, the same on each; `values` itself is not changed."""
+    total = values.detach().clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def read_launch_facts(environ: Mapping[str, str]) -> LaunchFacts:
+    """What the launcher of this process says in its environment.
+
+    RANK and WORLD_SIZE win, as torchrun and the deepspeed launcher may run inside a Slurm job.
+    mpirun goes before Slurm for the same reason.
+
+    Raises:
+        ConfigError: A fact is missing, is no number, or contradicts another.
+    """
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        facts = _from_environment(environ)
+    elif "OMPI_COMM_WORLD_RANK" in environ:
+        facts = _from_open_mpi(environ)
+    elif _is_slurm_step(environ):
+        facts = _from_slurm(environ)
+    else:
+        facts = LaunchFacts(
+            launcher="single",
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            master_addr=_LOOPBACK,
+            master_port=_free_port(),
+        )
+    _check_facts(facts)
+    return facts
+
+
+def _from_environment(environ: Mapping[str, str]) -> LaunchFacts:
+    rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
+    if world_size == 1:
+        port = environ.get("MASTER_PORT") or str(_free_port())
+        environ = {"LOCAL_RANK": "0", "MASTER_ADDR": _LOOPBACK, **environ, "MASTER_PORT": port}
+    if not environ.get("MASTER_ADDR"):
+        raise ConfigError(
+            f"MASTER_ADDR is not set, but WORLD_SIZE={world_size}: set it to the host of rank 0, "
+            "or start with torchrun or deepspeed"
+        )
+    return LaunchFacts(
+        launcher="environment",
+        rank=rank,
+        world_size=world_size,
+        local_rank=_number(environ, "LOCAL_RANK"),
+        master_addr=environ["MASTER_ADDR"],
+        master_port=_number(environ, "MASTER_PORT"),
+    )
+
+
+def _from_open_mpi(environ: Mapping[str, str]) -> LaunchFacts:
+    world_size = _number(environ, "OMPI_COMM_WORLD_SIZE")
+    is_one_machine = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(world_size)
+    address = environ.get("MASTER_ADDR") or (_LOOPBACK if is_one_machine else "")
+    if not address:
+        raise ConfigError(
+            "MASTER_ADDR is not set, and mpirun spans several machines: "
+            "add `-x MASTER_ADDR=<host of rank 0>` to mpirun"
+        )
+    # The same for all ranks of one mpirun, and different for another one beside it.
+    job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or ""
+    return LaunchFacts(
+        launcher="mpi",
+        rank=_number(environ, "OMPI_COMM_WORLD_RANK"),
+        world_size=world_size,
+        local_rank=_number(environ, "OMPI_COMM_WORLD_LOCAL_RANK"),
+        master_addr=address,
+        master_port=_port(environ, job=job),
+    )
+
+
+def _is_slurm_step(environ: Mapping[str, str]) -> bool:
+    """Whether srun started this process; a batch script has a SLURM_PROCID too, but no step."""
+    is_batch_script = "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ
+    return "SLURM_PROCID" in environ and not is_batch_script
+
+
+def _from_slurm(environ: Mapping[str, str]) -> LaunchFacts:
+    key = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
+    job = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
+    return LaunchFacts(
+        launcher="slurm",
+        rank=_number(environ, "SLURM_PROCID"),
+        world_size=_number(environ, key),
+        local_rank=_number(environ, "SLURM_LOCALID"),
+        master_addr=environ.get("MASTER_ADDR") or _first_node_address(nodes),
+        master_port=_port(environ, job=job),
+    )
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a Slurm node list: `gpu[03-05,9],login1` -> `gpu03`."""
+    entry = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", entry[0]) if entry else ""
+
+
+def _first_node_address(nodes: str) -> str:
+    """Where rank 0 listens: Slurm puts it on the first node of the step."""
+    host = first_node(nodes)
+    if not host or nodes == host:
+        return _LOOPBACK
+    try:
+        socket.gethostbyname(host)
+    except OSError:
+        # Virtual nodes share one machine, and their names are known to Slurm alone.
+        sys.stderr.write(f"MASTER_ADDR: the name {host} is unknown here; using {_LOOPBACK}\n")
+        return _LOOPBACK
+    return host
+
+
+def _check_facts(facts: LaunchFacts) -> None:
+    if facts.world_size < 1 or not 0 <= facts.rank < facts.world_size:
+        raise ConfigError(
+            f"{facts.launcher}: expected a rank from 0 to below the world size, "
+            f"got rank {facts.rank} of {facts.world_size}"
+        )
+    if not 0 <= facts.local_rank <= facts.rank:
+        raise ConfigError(
+            f"{facts.launcher}: expected a local rank from 0 to rank {facts.rank}, "
+            f"got {facts.local_rank}"
+        )
+
+
+def _device_index(facts: LaunchFacts, *, kind: str) -> int:
+    """The GPU of this process among those it can see."""
+    if kind == "cpu":
+        return facts.local_rank
+    num_devices = torch.cuda.device_count()
+    # With --gpus-per-task every Slurm task sees its own GPU alone, as number 0.
+    if facts.launcher == "slurm" and num_devices == 1:
+        return 0
+    if facts.local_rank >= num_devices:
+        raise ConfigError(
+            f"LOCAL_RANK={facts.local_rank}, but this machine shows {num_devices} CUDA devices: "
+            "start at most one process per device, or check CUDA_VISIBLE_DEVICES"
+        )
+    return facts.local_rank
+
+
+def _fill_environment(facts: LaunchFacts, *, local_rank: int) -> None:
+    os.environ |= {
+        "RANK": str(facts.rank),
+        "WORLD_SIZE": str(facts.world_size),
+        "LOCAL_RANK": str(local_rank),
+        "MASTER_ADDR": facts.master_addr,
+        "MASTER_PORT": str(facts.master_port),
+    }
+
+
+def _number(environ: Mapping[str, str], key: str) -> int:
+    text = environ.get(key)
+    if text is None or not re.fullmatch(r"[0-9]+", text):
+        got = "nothing" if text is None else repr(text)
+        raise ConfigError(f"{key}: expected a whole number in the environment, got {got}")
+    return int(text)
+
+
+def _port(environ: Mapping[str, str], *, job: str) -> int:
+    if environ.get("MASTER_PORT"):
+        return _number(environ, "MASTER_PORT")
+    return _FIRST_PORT + zlib.crc32(job.encode()) % _NUM_PORTS
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return probe.getsockname()[1]
