@@ -1,0 +1,151 @@
+"""Clean label maps: labels at edges, majority votes, small components."""
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8, UInt16
+
+_Labels = UInt16[np.ndarray, "h w"]
+
+
+def label_edges(
+    labels: _Labels,
+    *,
+    flat: Bool[np.ndarray, "h w"],
+    smooth: UInt8[np.ndarray, "h w 3"],
+    palette: UInt8[np.ndarray, "n 3"],
+) -> _Labels:
+    """Give pixels that are not flat a label that is seen beside them.
+
+    A blurred edge runs through colours of its own, which may be those of a third entity. So such
+    a pixel may only take the label of the nearest flat pixel to its left, right, top or bottom,
+    whichever label's colour is closest to its own. Without any, it keeps its label.
+
+    Args:
+        labels: Row of `palette` nearest to each pixel.
+        flat: Pixels whose label is trusted.
+        smooth: Colours.
+        palette: Colour of each label.
+
+    Returns:
+        New labels.
+    """
+    height, width = flat.shape
+    rows, columns = np.nonzero(~flat)
+    across = np.arange(width, dtype=np.int32)
+    down = np.arange(height, dtype=np.int32)[:, None]
+    # Position of the nearest flat pixel in each direction; -1 or the size where there is none.
+    left = np.maximum.accumulate(np.where(flat, across, -1), axis=1)[rows, columns]
+    right = np.minimum.accumulate(np.where(flat, across, width)[:, ::-1], axis=1)
+    right = right[rows, width - 1 - columns]
+    up = np.maximum.accumulate(np.where(flat, down, -1), axis=0)[rows, columns]
+    below = np.minimum.accumulate(np.where(flat, down, height)[::-1], axis=0)
+    below = below[height - 1 - rows, columns]
+    own = smooth[rows, columns].astype(np.int32)
+    colors = palette.astype(np.int32)
+    best = np.full(len(rows), np.iinfo(np.int32).max, np.int32)
+    chosen = labels[rows, columns]
+    for y, x in ((rows, left), (rows, right), (up, columns), (below, columns)):
+        exists = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        candidate = labels[y.clip(0, height - 1), x.clip(0, width - 1)]
+        difference = own - colors[candidate]
+        square = np.einsum("nc,nc->n", difference, difference)
+        better = exists & (square < best)
+        best[better] = square[better]
+        chosen[better] = candidate[better]
+    result = labels.copy()
+    result[rows, columns] = chosen
+    return result
+
+
+def vote(around: UInt16[np.ndarray, "s h w"]) -> _Labels:
+    """Most frequent label of each 3x3 window over `s` frames (the middle one is answered).
+
+    The own label wins ties, then the lowest.
+    """
+    frames, height, width = around.shape
+    padded = np.pad(around, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    own = around[frames // 2]
+    windows = [
+        padded[s, y : y + height, x : x + width]
+        for s in range(frames)
+        for y in range(3)
+        for x in range(3)
+    ]
+    agree = np.zeros(own.shape, np.uint8)
+    for window in windows:
+        agree += window == own
+    # A strict majority cannot lose; only the few other pixels need a count of every label.
+    rows, columns = np.nonzero(2 * agree <= len(windows))
+    result = own.copy()
+    if not len(rows):
+        return result
+    votes = np.stack([window[rows, columns] for window in windows], axis=1)
+    votes.sort(axis=1)
+    position = np.arange(votes.shape[1], dtype=np.int8)
+    starts = np.ones(votes.shape, bool)
+    starts[:, 1:] = votes[:, 1:] != votes[:, :-1]
+    run = position - np.maximum.accumulate(np.where(starts, position, np.int8(0)), axis=1)
+    longest = run.argmax(axis=1)
+    pixel = np.arange(len(rows))
+    wins = run[pixel, longest] + 1 > agree[rows, columns]
+    result[rows[wins], columns[wins]] = votes[pixel, longest][wins]
+    return result
+
+
+def _components(labels: _Labels) -> tuple[np.ndarray, Int64[np.ndarray, " n"]]:
+    """4-connected components of equal label: component of each pixel (int32), component sizes.
+
+    OpenCV labels binary pictures only. On a grid of twice the size, pixels are nodes and the
+    places between two pixels are open where their labels are equal.
+    """
+    height, width = labels.shape
+    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    grid[::2, ::2] = 1
+    grid[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
+    grid[1::2, ::2] = labels[1:] == labels[:-1]
+    _, numbered = cv2.connectedComponents(grid, connectivity=4, ltype=cv2.CV_32S)
+    component = numbered[::2, ::2]
+    return component, np.bincount(component.ravel())
+
+
+def absorb_small(labels: _Labels, *, min_area: int) -> _Labels:
+    """Give components of fewer than `min_area` pixels the label that most of their border touches.
+
+    Components that touch only small ones wait for these to be absorbed, at most two rounds.
+    """
+    result = labels
+    for _ in range(2):
+        component, sizes = _components(result)
+        small = sizes < min_area
+        small[0] = False  # OpenCV's background: the closed places between pixels
+        if not small.any():
+            break
+        result = _absorb_once(result, component=component, small=small)
+    return result
+
+
+def _absorb_once(
+    labels: _Labels, *, component: np.ndarray, small: Bool[np.ndarray, " n"]
+) -> _Labels:
+    height, width = labels.shape
+    rows, columns = np.nonzero(small[component])
+    owners, touched = [], []
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        y, x = rows + dy, columns + dx
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        y, x = y[inside], x[inside]
+        large = ~small[component[y, x]]
+        owners.append(component[rows[inside], columns[inside]][large])
+        touched.append(labels[y, x][large])
+    # One number per (component, label) pair, so that unique() counts borders.
+    pairs, borders = np.unique(
+        np.concatenate(owners).astype(np.int64) << 16 | np.concatenate(touched), return_counts=True
+    )
+    order = np.argsort(borders, kind="stable")  # the last write is the longest border
+    winner = np.full(len(small), -1, np.int64)
+    winner[pairs[order] >> 16] = pairs[order] & 0xFFFF
+    new = winner[component[rows, columns]]
+    result = labels.copy()
+    known = new >= 0
+    result[rows[known], columns[known]] = new[known]
+    return result

@@ -1,0 +1,173 @@
+"""From a segmentation video, as a network paints it, to entity ids of the whole clip.
+
+1. 3x3 median; noise level; pixels with a flat neighbourhood.
+2. One palette for the clip: modes of the colour histogram of its flat pixels. As an entity keeps
+   its colour, equal colours in different frames are the same entity, and ids hold over time.
+3. Flat pixels take the nearest colour; the others only what is flat beside them.
+4. Majority vote over 3x3x3 pixels; small components take the label around them.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Int32, UInt8, UInt16
+
+from sat_udpdiff.colormaps import label_cleaning, palette_search
+from sat_udpdiff.colormaps.clip_checks import check_rgb_clip
+from sat_udpdiff.colormaps.nearest_color import NearestColor, pack
+
+_BLACK_RADIUS = 12.0
+_MAX_CLEAN_COLORS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedSegmentation:
+    """Entities of a clip."""
+
+    entity_ids: Int32[np.ndarray, "t h w"]
+    """Entity of each pixel, the same id over the whole clip; 0 = unlabelled (black)."""
+    colors: UInt8[np.ndarray, "n 3"]
+    """Colour of id k in row k - 1; the given palette, or found ones, the largest entity first."""
+
+
+def default_min_area(*, height: int, width: int) -> int:
+    """Pixels below which a component counts as noise: 1/4000 of the picture, at least 3."""
+    return max(3, round(height * width / 4000))
+
+
+def decode(
+    rgb: UInt8[np.ndarray, "t h w 3"],
+    *,
+    palette: UInt8[np.ndarray, "n 3"] | None = None,
+    min_area: int | None = None,
+) -> Int32[np.ndarray, "t h w"]:
+    """Entity ids alone; see `decode_with_palette`."""
+    return decode_with_palette(rgb, palette=palette, min_area=min_area).entity_ids
+
+
+def decode_with_palette(
+    rgb: UInt8[np.ndarray, "t h w 3"],
+    *,
+    palette: UInt8[np.ndarray, "n 3"] | None = None,
+    min_area: int | None = None,
+) -> DecodedSegmentation:
+    """Entity ids and colours of a painted clip, under noise and blurred edges.
+
+    A clip of few different colours (a map that went through no network and no lossy file) is read
+    as it is, every colour an entity.
+
+    Args:
+        rgb: Painted clip.
+        palette: Colours of ids 1..n where they are known; None = find them.
+        min_area: Components of fewer pixels (in one frame) are absorbed by their neighbours.
+            None = 1/4000 of the picture, at least 3.
+
+    Raises:
+        ValueError: Wrong shape or dtype of the clip or the palette.
+    """
+    check_rgb_clip(rgb)
+    if palette is not None and (palette.dtype != np.uint8 or palette.shape[1:] != (3,)):
+        raise ValueError(f"palette: expected uint8 (n, 3), got {palette.dtype} {palette.shape}")
+    clean = _clean_colors(rgb)
+    if clean is not None:
+        return _read_clean(rgb, found=clean, palette=palette)
+    height, width = rgb.shape[1:3]
+    area = default_min_area(height=height, width=width) if min_area is None else min_area
+    smooth = np.stack(_each(len(rgb), lambda t: cv2.medianBlur(rgb[t], 3)))
+    sigma = palette_search.noise_level(rgb, smooth=smooth)
+    threshold = palette_search.flat_threshold(sigma)
+    flat = np.stack(
+        _each(len(rgb), lambda t: palette_search.flat_mask(smooth[t], threshold=threshold))
+    )
+    if palette is None:
+        rows = _found_rows(smooth, flat=flat, sigma=sigma)
+    else:
+        rows = np.concatenate([np.zeros((1, 3), np.uint8), palette])
+    labels = _label(smooth, flat=flat, rows=rows, min_area=area)
+    return _number(labels, rows=rows, keep_order=palette is not None)
+
+
+def _each(count: int, work: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+    """`work` for each frame, on the processor's cores (OpenCV and numpy release the lock)."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def _clean_colors(rgb: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "n 3"] | None:
+    """The colours of a clip, or None where there are too many for a clean map."""
+    seen = np.zeros(1 << 24, bool)
+    for t, frame in enumerate(rgb):
+        seen[pack(frame)] = True
+        # A painted clip with noise is known by its first frame; the rest need not be read.
+        if t in (0, len(rgb) - 1) and np.count_nonzero(seen) > _MAX_CLEAN_COLORS:
+            return None
+    codes = np.flatnonzero(seen)
+    return np.stack([codes & 255, codes >> 8 & 255, codes >> 16], axis=1).astype(np.uint8)
+
+
+def _read_clean(
+    rgb: UInt8[np.ndarray, "t h w 3"],
+    *,
+    found: UInt8[np.ndarray, "n 3"],
+    palette: UInt8[np.ndarray, "m 3"] | None,
+) -> DecodedSegmentation:
+    rows = found[found.any(axis=1)] if palette is None else palette
+    rows = np.concatenate([np.zeros((1, 3), np.uint8), rows])
+    nearest = NearestColor(rows)
+    labels = np.stack(_each(len(rgb), lambda t: nearest(rgb[t])))
+    return _number(labels, rows=rows, keep_order=palette is not None)
+
+
+def _found_rows(
+    smooth: UInt8[np.ndarray, "t h w 3"], *, flat: np.ndarray, sigma: float
+) -> UInt8[np.ndarray, "n 3"]:
+    """Black, and the colours found; black is row 0 whether it occurs or not."""
+    height, width = flat.shape[1:]
+    stride = max(1, round((height * width / 21_600) ** 0.5))
+    few = (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
+    found = palette_search.find_palette(smooth[few][flat[few]], sigma=sigma)
+    black = (found**2).sum(axis=1) <= max(_BLACK_RADIUS, 2 * sigma) ** 2
+    rows = np.concatenate([np.zeros((1, 3)), found[~black]])
+    return rows.round().astype(np.uint8)
+
+
+def _label(
+    smooth: UInt8[np.ndarray, "t h w 3"],
+    *,
+    flat: np.ndarray,
+    rows: UInt8[np.ndarray, "n 3"],
+    min_area: int,
+) -> UInt16[np.ndarray, "t h w"]:
+    nearest = NearestColor(rows)
+    count = len(smooth)
+
+    def assign(t: int) -> np.ndarray:
+        return label_cleaning.label_edges(
+            nearest(smooth[t]), flat=flat[t], smooth=smooth[t], palette=rows
+        )
+
+    raw = np.stack(_each(count, assign))
+
+    def clean(t: int) -> np.ndarray:
+        around = raw[[max(t - 1, 0), t, min(t + 1, count - 1)]]
+        return label_cleaning.absorb_small(label_cleaning.vote(around), min_area=min_area)
+
+    return np.stack(_each(count, clean))
+
+
+def _number(
+    labels: UInt16[np.ndarray, "t h w"], *, rows: UInt8[np.ndarray, "n 3"], keep_order: bool
+) -> DecodedSegmentation:
+    """Ids from labels; found entities are renumbered by size and empty ones dropped."""
+    if keep_order:
+        return DecodedSegmentation(entity_ids=labels.astype(np.int32), colors=rows[1:].copy())
+    sizes = np.bincount(labels.ravel(), minlength=len(rows))[1:]
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    ids = np.zeros(len(rows), np.int32)
+    ids[1 + order] = np.arange(1, len(order) + 1)
+    return DecodedSegmentation(entity_ids=ids[labels], colors=rows[1 + order])
