@@ -1,0 +1,1 @@
+"""The small world that ships with the project: codec, text encoder, base network, demonstration."""
