@@ -1,0 +1,1 @@
+"""The network: CogVideoX on SAT, with the two mixins of the paper."""

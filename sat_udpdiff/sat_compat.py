@@ -1,0 +1,68 @@
+"""The one door to SwissArmyTransformer (SAT): what it needs before it can be used, then its names.
+
+`import sat` wants triton, which CPU builds of torch lack, for a rotary kernel that CogVideoX never
+calls; its linears ask for a model-parallel group when they are built and in every backward pass.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+import warnings
+
+import torch.distributed as dist
+
+_TRITON_MODULE = "sat.model.position_embedding.triton_rotary_embeddings"
+
+
+class _MissingRotaryKernel:
+    """Stands for SAT's triton kernel; networks here rotate in plain torch (model/positions.py)."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise ImportError("SAT's FastRotaryEmbedding needs triton, which is not installed")
+
+
+def _register_rotary_without_triton() -> None:
+    if importlib.util.find_spec("triton") is None and _TRITON_MODULE not in sys.modules:
+        module = types.ModuleType(_TRITON_MODULE)
+        module.FastRotaryEmbedding = _MissingRotaryKernel  # type: ignore[attr-defined]
+        sys.modules[_TRITON_MODULE] = module
+
+
+_register_rotary_without_triton()
+# SAT reports every group it makes at INFO, and reads its level when it is imported.
+os.environ.setdefault("SAT_LOGLEVEL", "WARNING")
+with warnings.catch_warnings():
+    # torch.jit.script in SAT's gelu and in deepspeed; neither is used here.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from sat import mpu
+    from sat.model.base_model import BaseMixin, BaseModel, non_conflict
+    from sat.model.transformer import BaseTransformer
+    from sat.mpu import ColumnParallelLinear, RowParallelLinear
+
+__all__ = [
+    "BaseMixin",
+    "BaseModel",
+    "BaseTransformer",
+    "ColumnParallelLinear",
+    "RowParallelLinear",
+    "ensure_model_parallel",
+    "non_conflict",
+]
+
+
+def ensure_model_parallel() -> None:
+    """Give SAT a model-parallel group of one, and a process group of one where there is none.
+
+    The process group needs no environment variable, port or file: a program of one process
+    (sampling, a test) builds a network without knowing that SAT is distributed inside. Programs
+    that train call `distributed.init_distributed` first, and then their process group is used.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        # Groups that were made in a process group which is gone are unusable.
+        mpu.destroy_model_parallel()
+    if not mpu.model_parallel_is_initialized():
+        mpu.initialize_model_parallel(1)

@@ -1,0 +1,1 @@
+"""Weights: names, formats and where they come from."""
