@@ -140,7 +140,7 @@ def validate_sample(sample: Sample) -> None:
         what="key",
         expected="letters, digits, '_' and '-' only",
         came=repr(key),
-        ok=_KEY_PATTERN.fullmatch(key) is not None,
+        ok=isinstance(key, str) and _KEY_PATTERN.fullmatch(key) is not None,
     )
     _check_rgb(sample)
     _check_labels(sample, name="entity_ids", labels=sample.entity_ids)
@@ -154,7 +154,7 @@ def validate_sample(sample: Sample) -> None:
         what="fps",
         expected="a finite number > 0",
         came=sample.fps,
-        ok=bool(np.isfinite(sample.fps)) and sample.fps > 0,
+        ok=isinstance(sample.fps, int | float) and 0 < sample.fps < np.inf,
     )
     _check_meta(sample)
 

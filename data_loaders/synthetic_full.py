@@ -23,7 +23,7 @@ from data_loaders.synthetic_shapes import (
     Colour,
     make_outline,
     make_texture,
-    shades,
+    shade,
     value_noise,
 )
 
@@ -78,8 +78,8 @@ def _backdrop(rng: np.random.Generator) -> Backdrop:
         floor_name=f"{floor} {'ground' if outdoors else 'floor'}",
         wall_disparity=0.0 if outdoors else float(rng.uniform(0.08, 0.11)),
         floor_height=float(rng.uniform(0.45, 0.8)),
-        wall_colours=shades(walls[wall], gains=(0.85, 1.12)),
-        floor_colours=shades(floors[floor], gains=(0.9, 1.1)),
+        wall_colours=(shade(walls[wall], gain=0.85), shade(walls[wall], gain=1.12)),
+        floor_colours=(shade(floors[floor], gain=0.9), shade(floors[floor], gain=1.1)),
         wall_pattern=_tile(rng, kinds=("noise",) if outdoors else ("noise", "stripe", "brick")),
         floor_pattern=_tile(rng, kinds=("noise",) if outdoors else ("checker", "noise", "stripe")),
     )

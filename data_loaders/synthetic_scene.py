@@ -56,6 +56,11 @@ class WorldConfig:
                 f"min_entities: expected <= {SIMPLE_MAX_ENTITIES} in the simple world, "
                 f"got {self.min_entities}"
             )
+        if self.world == "simple" and self.width < 0.75 * self.height:
+            raise ValueError(
+                f"width: expected >= 3/4 of the height in the simple world, "
+                f"got {self.width} for {self.height}"
+            )
         if self.fps <= 0:
             raise ValueError(f"fps: expected > 0, got {self.fps}")
         if self.world not in WORLDS:

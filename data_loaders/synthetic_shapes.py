@@ -42,13 +42,6 @@ NEUTRALS: dict[str, Colour] = {
     "brown": (122, 78, 44),
 }
 
-
-def shades(colour: Colour, *, gains: tuple[float, float]) -> tuple[Colour, Colour]:
-    """Two brightnesses of a colour, cut at white: the ends of a gradient."""
-    first, second = ((min(255, round(c * gain)) for c in colour) for gain in gains)
-    return (next(first), next(first), next(first)), (next(second), next(second), next(second))
-
-
 SIMPLE_SHAPES = ("disc", "square", "triangle", "diamond")
 FULL_SHAPES = (
     *SIMPLE_SHAPES,
@@ -63,6 +56,12 @@ FULL_SHAPES = (
 # No corner of an outline is farther out than this, in radii along one axis.
 SURFACE_REACH = 1.25
 TEXTURES = ("plain", "striped", "checkered", "dotted", "speckled")
+
+
+def shade(colour: Colour, *, gain: float) -> Colour:
+    """A brighter or darker colour of the same hue, cut at white."""
+    red, green, blue = (min(255, round(part * gain)) for part in colour)
+    return red, green, blue
 
 
 def _regular(count: int, *, phase: float = 0.0) -> Outline:

@@ -14,7 +14,7 @@ from data_loaders.synthetic_shapes import (
     WALLS,
     make_outline,
     make_texture,
-    shades,
+    shade,
 )
 
 # Size word -> (radius over picture height, disparity): the larger the nearer.
@@ -32,6 +32,9 @@ _NUM_THINGS_ODDS = (0.5, 0.35, 0.15)
 _FLOOR_HEIGHT = 0.5
 _WALL_DISPARITY = 0.2
 _PLACEMENT_TRIES = 40
+# The farthest corner of a shape in radii, and a free border, in picture heights.
+_REACH = 1.1
+_MARGIN = 0.015
 
 
 def _backdrop(rng: np.random.Generator) -> Backdrop:
@@ -42,8 +45,8 @@ def _backdrop(rng: np.random.Generator) -> Backdrop:
         floor_name=f"{floor} floor",
         wall_disparity=_WALL_DISPARITY,
         floor_height=_FLOOR_HEIGHT,
-        wall_colours=shades(WALLS[wall], gains=(1.1, 0.9)),
-        floor_colours=shades(FLOORS[floor], gains=(0.85, 1.15)),
+        wall_colours=(shade(WALLS[wall], gain=1.1), shade(WALLS[wall], gain=0.9)),
+        floor_colours=(shade(FLOORS[floor], gain=0.85), shade(FLOORS[floor], gain=1.15)),
         wall_pattern=None,
         floor_pattern=None,
     )
@@ -54,10 +57,12 @@ def _path(
 ) -> np.ndarray:
     """Centre in each frame (t, 2), picture heights from the upper left, wholly inside."""
     radius, disparity = _SIZES[size]
+    reach = _REACH * radius + _MARGIN
     # The lower rim stays above the ground row of the same disparity: a thing is never in it.
-    low = np.array([radius, radius]) + 0.02
-    high = np.array([aspect - radius - 0.02, 0.5 + disparity * _FLOOR_HEIGHT - radius])
+    low = np.array([reach, reach])
+    high = np.array([aspect - reach, 0.5 + disparity * _FLOOR_HEIGHT - reach])
     step = np.array(_MOTIONS[motion]) * rng.uniform(0.22, 0.34) * (frames > 1)
+    step = np.clip(step, low - high, high - low)
     start = rng.uniform(np.maximum(low, low - step), np.minimum(high, high - step))
     return start + np.linspace(0, 1, frames)[:, None] * step
 
