@@ -35,7 +35,7 @@ def diffusion_loss(  # noqa: PLR0913 - every random draw is an argument, and the
     """Mean of (v_hat - v)^2 over frames, channels and pixels of each sample.
 
     The released weights minimise (x0_hat - x0)^2 / (1 - a_t^2), which is this very number (a test
-    checks it), without its 0 / 0 at t -> 0. It stands for eq. (2) of the paper, whose noise
+    checks it) without the division. It stands for eq. (2) of the paper, whose noise
     prediction has no x0 at zero terminal SNR.
 
     Args:

@@ -35,6 +35,7 @@ def start_noise(
     seeds: Sequence[int], *, shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b *shape"]:
     """Latents at pure noise (float32) of the samples with these seeds; `shape` has no batch."""
+    _check(seeds)
     return _seeded(seeds, shape=shape, key=(_START,)).to(device)
 
 
@@ -46,14 +47,17 @@ def per_sample_noise(
     Stateless: the noise is a function of (seed, step), whatever was drawn before. Drawn on the CPU,
     so that a seed means the same sample on every device.
     """
+    _check(seeds)
     return lambda step: _seeded(seeds, shape=shape, key=(_STEP, step)).to(device)
+
+
+def _check(seeds: Sequence[int]) -> None:
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds: expected one or more integers >= 0, got {list(seeds)}")
 
 
 def _seeded(seeds: Sequence[int], *, shape: Sequence[int], key: tuple[int, ...]) -> Tensor:
     """Normal draws by Philox keyed (seed, key); torch's CPU generator keeps 32 bits of a seed."""
-    bad = [seed for seed in seeds if seed < 0]
-    if bad or not seeds:
-        raise ValueError(f"seeds: expected one or more integers >= 0, got {list(seeds)}")
     draws = np.empty((len(seeds), *shape), dtype=np.float32)
     for row, seed in zip(draws, seeds, strict=True):
         entropy = np.random.SeedSequence(seed, spawn_key=key)

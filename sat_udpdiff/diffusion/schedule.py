@@ -195,13 +195,14 @@ def sampling_steps(
     total = noise_schedule.num_timesteps
     if not 1 <= num_steps <= total:
         raise ValueError(f"sample.num_steps: expected 1 .. {total}, got {num_steps}")
-    left = num_steps - np.arange(num_steps)
     signal = noise_schedule.signal.cpu().numpy()
     if schedule == "diffusers":
+        left = num_steps - np.arange(num_steps)
         timesteps = np.round(total * left / num_steps).astype(np.int64) - 1
         visited = read = signal[timesteps]
     elif schedule == "sat":
-        timesteps = (total - 1) * left // num_steps
+        # As SAT computes it: rounding in linspace puts a few steps of some n one below the floor.
+        timesteps = np.linspace(total - 1, 0, num_steps, endpoint=False).astype(np.int64)
         unscaled = noise_schedule.unscaled_signal.cpu().numpy()[timesteps][::-1]
         # A single step visits pure noise only, which leaves nothing to stretch.
         visited = _to_zero_terminal(unscaled)[::-1] if num_steps > 1 else np.zeros(1)
