@@ -1,0 +1,270 @@
+"""Sampling: from a prompt to a video and its dense map.
+
+A sample is a function of (weights, prompt, task, seed, configuration): every random number comes
+from its own seed, and text is encoded, guided and decoded sample by sample.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float32, Int32, Int64, UInt8
+from torch import Tensor
+
+from data_loaders.captions import name_task
+from sat_udpdiff.colormaps import depth, location_aware, pixelplanes
+from sat_udpdiff.config import TASKS, ColormapConfig, Config, Task
+from sat_udpdiff.config_values import hint
+from sat_udpdiff.diffusion.guidance import guidance_scale, guide
+from sat_udpdiff.diffusion.noise import per_sample_noise, start_noise
+from sat_udpdiff.diffusion.samplers import ddim, dpmpp_2m_sde
+from sat_udpdiff.diffusion.schedule import make_schedule, sampling_steps
+from sat_udpdiff.encoders.latents import latent_size
+from sat_udpdiff.encoders.text import TextEncoder
+from sat_udpdiff.encoders.vae import VideoCodec
+
+
+class Network(Protocol):
+    """What sampling needs of `UDPDiffTransformer`."""
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "b t c h w"],
+        *,
+        timesteps: Int64[Tensor, "b"],
+        text: Float[Tensor, "b n d"],
+        task: Int64[Tensor, "b"] | None,
+    ) -> Float[Tensor, "b t c h w"]:
+        """Velocity of every channel."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoders:
+    """The frozen networks around the one that is sampled."""
+
+    codec: VideoCodec
+    text: TextEncoder
+
+    @classmethod
+    def load(cls, config: Config, *, device: torch.device | str) -> Self:
+        """Load both; ValueError names what is missing and where it is to be had."""
+        text = TextEncoder.load(
+            config.text,
+            text_length=config.model.text_length,
+            text_dim=config.model.text_dim,
+            device=device,
+        )
+        return cls(codec=VideoCodec.load(config.codec, device=device), text=text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRequest:
+    """Samples of one prompt and one task."""
+
+    prompt: str
+    task: Task | None
+    """What the dense map shows; None for a network without one."""
+    seeds: tuple[int, ...]
+    """One sample each, >= 0."""
+    num_frames: int
+    """4k + 1."""
+    height: int
+    """Pixels, as `width` a multiple of the codec's compression times the patch."""
+    width: int
+    batch_size: int = 1
+    """Samples that go through the network together. Of no influence but for rounding: with 1 a
+    sample is the same to the last bit whatever else is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GeneratedSample:
+    """One video, its dense map, and what the map says."""
+
+    prompt: str
+    task: Task | None
+    seed: int
+    rgb: UInt8[np.ndarray, "t h w 3"]
+    """The video."""
+    dense: UInt8[np.ndarray, "t h w 3"] | None
+    """The dense map in colours, as generated; None without one."""
+    entity_ids: Int32[np.ndarray, "t h w"] | None
+    """task segmentation: entity of each pixel over the whole clip, 0 = unlabelled."""
+    depth: Float32[np.ndarray, "t h w"] | None
+    """task depth: disparity in (0, 1], 1 = near."""
+
+
+# inference_mode is out: tables that the network caches now would be unusable in training later.
+@torch.no_grad()
+def generate(
+    network: Network,
+    request: SampleRequest,
+    *,
+    encoders: Encoders,
+    config: Config,
+    on_step: Callable[[int], None] | None = None,
+) -> list[GeneratedSample]:
+    """One sample per seed of the request, in their order.
+
+    Args:
+        network: predicts v; in evaluation mode, on the encoders' device.
+        request: what is wanted.
+        encoders: text encoder and video codec of `config`.
+        config: model, diffusion, colormap and sample settings.
+        on_step: told the number of samples in the batch after each sampling step.
+
+    Raises:
+        ValueError: the request does not fit the network; nothing was computed.
+    """
+    check_request(request, config=config)
+    samples = []
+    for first in range(0, len(request.seeds), request.batch_size):
+        seeds = request.seeds[first : first + request.batch_size]
+        latents = sample_latents(
+            network, request, seeds=seeds, encoders=encoders, config=config, on_step=on_step
+        )
+        for seed, latent in zip(seeds, latents, strict=True):
+            video, *maps = latent.split(config.model.latent_channels, dim=1)
+            # One after the other: decoding takes more memory than everything before it.
+            rgb, *dense = [to_uint8(encoders.codec.decode(z[None])[0]) for z in (video, *maps)]
+            samples.append(
+                _finish(request, seed=seed, rgb=rgb, dense=dense, config=config.colormap)
+            )
+    return samples
+
+
+@torch.no_grad()
+def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seeds of one batch
+    network: Network,
+    request: SampleRequest,
+    *,
+    seeds: tuple[int, ...],
+    encoders: Encoders,
+    config: Config,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Tensor, "b t c h w"]:
+    """Latents of one batch, video channels first, float32; arguments as for `generate`."""
+    device, settings, count = encoders.codec.device, config.sample, len(seeds)
+    size = latent_size(
+        config.codec, num_frames=request.num_frames, height=request.height, width=request.width
+    )
+    channels = config.model.latent_channels * (1 + config.model.dense_groups)
+    shape = (size.frames, channels, size.height, size.width)
+    steps = sampling_steps(
+        settings.num_steps,
+        noise_schedule=make_schedule(config.diffusion),
+        schedule=settings.schedule,
+    )
+    prompt = encoders.text.encode([_told(request, config)])
+    text = torch.cat([encoders.text.unconditional(1), prompt]).repeat_interleave(count, dim=0)
+    # The task is told in both branches: guidance must not pull away from it.
+    task = None
+    if config.model.task_signal == "embedding" and request.task is not None:
+        task = torch.full((2 * count,), TASKS.index(request.task), device=device)
+
+    def denoise(x: Tensor, step: int) -> Tensor:
+        timesteps = torch.full((2 * count,), steps.timesteps[step], device=device)
+        v = network(torch.cat([x, x]), timesteps=timesteps, text=text, task=task)
+        scale = guidance_scale(
+            settings.guidance,
+            scale=settings.guidance_scale,
+            step=step,
+            timestep=steps.timesteps[step],
+            num_steps=len(steps),
+        )
+        return steps.x0_from_velocity(x, velocity=guide(*v.chunk(2), scale), step=step)
+
+    def callback(step: int, x: Tensor, x0_hat: Tensor) -> None:
+        if on_step is not None:
+            on_step(count)
+
+    noise = start_noise(seeds, shape=shape, device=device)
+    if settings.sampler == "ddim":
+        return ddim(denoise, noise, steps=steps, callback=callback)
+    noise_fn = per_sample_noise(seeds, shape=shape, device=device)
+    return dpmpp_2m_sde(denoise, noise, steps=steps, noise_fn=noise_fn, callback=callback)
+
+
+def check_request(request: SampleRequest, *, config: Config) -> None:
+    """Raise ValueError where a request does not fit the network; needs no weights."""
+    if not request.prompt.strip():
+        raise ValueError("prompt: expected some text, got an empty prompt")
+    if not request.seeds or min(request.seeds) < 0:
+        raise ValueError(f"seeds: expected one or more integers >= 0, got {list(request.seeds)}")
+    if request.batch_size < 1:
+        raise ValueError(f"batch size: expected at least 1, got {request.batch_size}")
+    check_task(request.task, config=config)
+    latent_size(
+        config.codec, num_frames=request.num_frames, height=request.height, width=request.width
+    )
+    cell = config.codec.spatial_compression * config.model.patch_size
+    for name, size in (("height", request.height), ("width", request.width)):
+        if size % cell:
+            raise ValueError(f"{name}: expected a multiple of {cell} pixels, got {size}")
+
+
+def check_task(task: str | None, *, config: Config) -> None:
+    """Raise ValueError unless the network makes dense maps of this task, or none at all."""
+    if config.model.dense_groups == 0:
+        if task is not None:
+            raise ValueError(
+                f"task: this network makes no dense map (model.dense_groups=0); leave {task!r} out"
+            )
+    elif task is None:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got none")
+    elif task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}{hint(task, TASKS)}, got {task}")
+    elif task not in config.data.tasks:
+        raise ValueError(
+            f"task: this network was trained on {', '.join(config.data.tasks)} only "
+            f"(data.tasks), got {task}"
+        )
+
+
+def to_uint8(rgb: Float[Tensor, "t 3 h w"]) -> UInt8[np.ndarray, "t h w 3"]:
+    """Frames in [-1, 1] as 0..255."""
+    levels = ((rgb.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return rearrange(levels, "t c h w -> t h w c").cpu().numpy()
+
+
+def decode_dense(
+    dense: UInt8[np.ndarray, "t h w 3"], *, task: Task, config: ColormapConfig
+) -> tuple[Int32[np.ndarray, "t h w"] | None, Float32[np.ndarray, "t h w"] | None]:
+    """What a dense map says: (entity ids, None) or (None, disparity)."""
+    if task == "depth":
+        return None, depth.decode(dense, inverse=config.depth_inverse)
+    if config.segmentation == "location_aware":
+        return location_aware.decode(dense, grid=config.location_grid), None
+    return pixelplanes.decode(dense), None
+
+
+def _told(request: SampleRequest, config: Config) -> str:
+    """The prompt as the network was trained to read it."""
+    if config.model.task_signal == "prompt" and request.task is not None:
+        return name_task(request.prompt, task=request.task)
+    return request.prompt
+
+
+def _finish(
+    request: SampleRequest,
+    *,
+    seed: int,
+    rgb: np.ndarray,
+    dense: list[np.ndarray],
+    config: ColormapConfig,
+) -> GeneratedSample:
+    ids, disparity = None, None
+    if dense and request.task is not None:
+        ids, disparity = decode_dense(dense[0], task=request.task, config=config)
+    return GeneratedSample(
+        prompt=request.prompt,
+        task=request.task,
+        seed=seed,
+        rgb=rgb,
+        dense=dense[0] if dense else None,
+        entity_ids=ids,
+        depth=disparity,
+    )
