@@ -71,7 +71,7 @@ def _require(*, key: str, what: str, expected: object, came: object, ok: bool) -
         raise DataError(f"sample {key!r}: {what}: expected {expected}, came {came}")
 
 
-def _check_labels(sample: Sample, *, name: str, labels: np.ndarray | None) -> None:
+def _check_labels(sample: Sample, *, name: str, labels: Any) -> None:
     if labels is None:
         return
     shape = sample.rgb.shape[:3]
