@@ -12,7 +12,8 @@ TINY_WEIGHTS = Path(__file__).resolve().parent.parent / "tiny" / "weights"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
+"""A model of the hub, `owner/name`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ def find_source(
         raise ValueError(
             f"{key}: the weights shipped with the project are missing at {folder}; {get}"
         )
-    if _HUB_ID.fullmatch(weights):
+    if HUB_ID.fullmatch(weights):
         return WeightSource(name=weights, subfolder=subfolder or "", is_local=False)
     raise ValueError(f"{key}: no folder {weights!r}, and it is no hub id (owner/name); {get}")
 

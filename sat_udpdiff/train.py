@@ -1,0 +1,74 @@
+r"""Train: from clips to a network that makes a video and its dense map in one pass.
+
+    deepspeed --num_gpus 8 sat_udpdiff/train.py --base configs/5b.yaml configs/multitask.yaml \
+        data.shards=SHARDS run.output=RUN
+
+torchrun, srun, mpirun and plain python start it as well. To resume, run the same command again.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_loaders.loader import batches
+from sat_udpdiff.config import Config
+from sat_udpdiff.config_checks import check_device, require
+from sat_udpdiff.config_io import parse_cli, save_config
+from sat_udpdiff.diffusion.schedule import make_schedule
+from sat_udpdiff.distributed import Place, close_distributed, init_distributed
+from sat_udpdiff.generation import Encoders
+from sat_udpdiff.training.loop import Trainer, TrainingError, run
+from sat_udpdiff.training.setup import build_engine, find_resume_point, restore_or_start
+from sat_udpdiff.training.validation import SampleVideos
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    options, config = parse_cli(argv, description=__doc__ or "")
+    if options.dry_run:
+        from sat_udpdiff.plan import dry_run_report
+
+        sys.stdout.write(dry_run_report(config))
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        require(config, "data.shards", "run.output")
+        place = init_distributed()
+        check_device(config, device=place.device.type)
+        train(config, place=place)
+    except (ValueError, TrainingError) as error:  # the user's to mend: one line, no traceback
+        sys.stderr.write(f"train.py: {error}\n")
+        return 1
+    finally:
+        close_distributed()
+    return 0
+
+
+def train(config: Config, *, place: Place) -> None:
+    """One run, from where it stands to its end."""
+    output = Path(config.run.output)
+    resume_point = find_resume_point(config, place=place)
+    first = resume_point.content["state"]["samples_seen"] if resume_point else 0
+    data = batches(config, place_rank=place.rank, world_size=place.world_size, start=first)
+    if place.is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, output / "config.yaml")
+    encoders = Encoders.load(config, device=place.device)
+    engine = build_engine(config, place=place, resume_point=resume_point)
+    state, ema = restore_or_start(engine, config=config, resume_point=resume_point)
+    trainer = Trainer(
+        config=config,
+        place=place,
+        engine=engine,
+        codec=encoders.codec,
+        text_encoder=encoders.text,
+        schedule=make_schedule(config.diffusion).to(place.device),
+        state=state,
+        ema=ema,
+    )
+    run(trainer, data, sample=SampleVideos(config, encoders=encoders))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""The training loop: one optimizer step, and everything around it."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from data_loaders.loader import Batch
+from sat_udpdiff.config import Config
+from sat_udpdiff.diffusion.loss import LossTerms, diffusion_loss
+from sat_udpdiff.diffusion.schedule import NoiseSchedule
+from sat_udpdiff.distributed import Place
+from sat_udpdiff.encoders.text import TextEncoder
+from sat_udpdiff.encoders.vae import VideoCodec
+from sat_udpdiff.training import checkpoint, ranks
+from sat_udpdiff.training.ema import EMA
+from sat_udpdiff.training.engine import TrainEngine
+from sat_udpdiff.training.example import DiffusionExample, make_example
+from sat_udpdiff.training.metrics import Meter, RunLog, Stopwatch, measure, split_meters
+from sat_udpdiff.training.optimizer import learning_rate
+from sat_udpdiff.training.state import TrainState
+from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
+
+_log = logging.getLogger(__name__)
+
+RESUME = "to resume, run the same command again"
+
+Sampler = Callable[[nn.Module, int], None]
+"""Makes the sample videos of a step, given the network; called on the main rank."""
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says where it stands and what to look at."""
+
+
+class Outcome(Enum):
+    """What a step did to the weights."""
+
+    MOVED = "moved"
+    BAD = "bad"
+    """Nothing: a loss or a gradient was not finite."""
+    RESCALED = "rescaled"
+    """Nothing: fp16 gradients overflowed, and the loss scale was halved."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """The parts of a run."""
+
+    config: Config
+    place: Place
+    engine: TrainEngine
+    codec: VideoCodec
+    text_encoder: TextEncoder
+    schedule: NoiseSchedule
+    state: TrainState
+    ema: EMA | None = None
+    stop_signal: str = ""
+    """Name of the signal that asked for the end; set by its handler."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step, over all ranks and micro-batches."""
+        train = self.config.train
+        return train.micro_batch_size * train.accumulation_steps * self.place.world_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What one step leaves behind; tensors stay on the device."""
+
+    measured: Tensor
+    """Of `measure`, over this rank's samples."""
+    lr: float
+    outcome: Outcome
+    is_asked_to_stop: bool
+    bad_keys: list[str]
+    """Of this rank's samples whose loss is not finite."""
+
+
+def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
+    """One optimizer step over `train.accumulation_steps` micro-batches.
+
+    The host waits for the device at one point, when the last backward is queued: whether every
+    loss on every rank is finite decides if the weights move. deepspeed waits there for the gradient
+    norm in any case.
+    """
+    config, engine, state = trainer.config, trainer.engine, trainer.state
+    losses: list[Tensor] = []
+    measured: list[Tensor] = []
+    keys: list[str] = []
+    for micro_step in range(config.train.accumulation_steps):
+        batch = next(batches)
+        example = _example(trainer, batch)
+        terms = _forward(trainer, example)
+        is_last = micro_step == config.train.accumulation_steps - 1
+        engine.backward(terms.total.mean(), is_last=is_last)
+        num_timesteps = config.diffusion.num_train_timesteps
+        measured.append(measure(terms, t=example.t, task=batch.task, num_timesteps=num_timesteps))
+        losses.append(terms.total.detach())
+        keys += batch.keys
+    is_finite = torch.cat(losses).isfinite().tolist()
+    flags = [not all(is_finite), bool(trainer.stop_signal)]
+    is_bad, is_asked_to_stop = ranks.any_rank(flags, place=trainer.place)
+    lr = learning_rate(state.step, config=config.optimizer, total_steps=config.train.steps)
+    has_moved = engine.step(lr=lr, skip=is_bad)
+    state.step += 1
+    state.samples_seen += trainer.global_batch
+    return StepReport(
+        measured=torch.stack(measured).sum(0),
+        lr=lr,
+        outcome=_outcome(is_bad, has_moved=has_moved, precision=config.train.precision),
+        is_asked_to_stop=is_asked_to_stop,
+        bad_keys=[key for key, good in zip(keys, is_finite, strict=True) if not good],
+    )
+
+
+def _example(trainer: Trainer, batch: Batch) -> DiffusionExample:
+    return make_example(
+        batch,
+        codec=trainer.codec,
+        text_encoder=trainer.text_encoder,
+        config=trainer.config,
+        samples_seen=trainer.state.samples_seen,
+        global_batch=trainer.global_batch,
+        device=trainer.place.device,
+    )
+
+
+def _forward(trainer: Trainer, example: DiffusionExample) -> LossTerms:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        return trainer.engine(x_t, timesteps=t, text=example.text, task=example.task)
+
+    return diffusion_loss(
+        network,
+        example.x0,
+        noise=example.noise,
+        t=example.t,
+        schedule=trainer.schedule,
+        video_channels=trainer.config.model.latent_channels,
+        dense_weight=trainer.config.diffusion.dense_loss_weight,
+    )
+
+
+def _outcome(is_bad: bool, *, has_moved: bool, precision: str) -> Outcome:
+    if has_moved:
+        return Outcome.MOVED
+    # fp16 finds its loss scale by overflowing now and then; a loss that is not finite is no such
+    # overflow.
+    is_scaling = precision == "fp16" and not is_bad
+    return Outcome.RESCALED if is_scaling else Outcome.BAD
+
+
+class TimedBatches:
+    """Batches, and the seconds that their consumer waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        self._seconds += time.perf_counter() - start
+        return batch
+
+    def take_seconds(self) -> float:
+        """Seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def run(trainer: Trainer, batches: Iterator[Batch], *, sample: Sampler | None = None) -> None:
+    """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
+
+    SIGTERM and SIGUSR1 (a time limit, a preemption) save and return.
+
+    Args:
+        trainer: Restored to where the run stands.
+        batches: Beginning with sample number `trainer.state.samples_seen`.
+        sample: Makes sample videos; what goes wrong in it is reported and never ends the run.
+
+    Raises:
+        TrainingError: More than `train.max_bad_steps` steps were not finite.
+        CheckpointError: A checkpoint could not be written; the one before is whole.
+    """
+    config, state = trainer.config, trainer.state
+    row = split_meters(state.meters, place=trainer.place)
+    meter = Meter(trainer.place.device, row=row)
+    timed, watch = TimedBatches(batches), Stopwatch()
+    log = RunLog(config, place=trainer.place, step=state.step)
+    try:
+        with _stop_on_signals(trainer):
+            while state.step < config.train.steps:
+                report = train_step(trainer, timed)
+                _account(trainer, report, meter=meter, log=log)
+                watch.add(data_wait_seconds=timed.take_seconds())
+                is_end = report.is_asked_to_stop or state.step == config.train.steps
+                if _is_due(state.step, config.log.every_steps) or state.step == config.train.steps:
+                    _write(trainer, report, meter=meter, watch=watch, log=log)
+                if is_end or _is_due(state.step, config.checkpoint.every_steps):
+                    _save(trainer, meter)
+                if sample is not None and _is_due(state.step, config.validation.every_steps):
+                    _validate(trainer, sample, log=log)
+                if report.is_asked_to_stop:
+                    log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
+                    break
+    finally:
+        log.close()
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog) -> None:
+    """Count the step as what it was."""
+    state = trainer.state
+    log.advance()
+    if report.outcome is Outcome.MOVED:
+        meter.add(report.measured, grad_norm=trainer.engine.grad_norm())
+        if trainer.ema is not None:
+            trainer.ema.update(trainer.engine.masters())
+    elif report.outcome is Outcome.RESCALED:
+        state.overflow_steps += 1
+    else:
+        _account_bad(trainer, report, log=log)
+
+
+def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
+    state, most = trainer.state, trainer.config.train.max_bad_steps
+    state.bad_steps += 1
+    keys = sorted(
+        {key for keys in ranks.gather(report.bad_keys, place=trainer.place) for key in keys}
+    )
+    what = f"the loss of {', '.join(keys)}" if keys else "the gradient"
+    message = f"step {state.step}: {what} is not finite; the step was skipped"
+    log.tell(f"{message} ({state.bad_steps} so far, train.max_bad_steps={most})")
+    if state.bad_steps > most:
+        raise TrainingError(
+            f"{message}, and train.max_bad_steps={most} steps were skipped before; look at these "
+            "samples, lower optimizer.lr, or use train.precision=fp32"
+        )
+
+
+def _write(
+    trainer: Trainer, report: StepReport, *, meter: Meter, watch: Stopwatch, log: RunLog
+) -> None:
+    """Log the means since the last logged step."""
+    config, state, place = trainer.config, trainer.state, trainer.place
+    peak = peak_flops(place.device, precision=config.train.precision)
+    values = {
+        "step": state.step,
+        **meter.means(place=place),
+        "lr": report.lr,
+        "samples_seen": state.samples_seen,
+        "bad_steps": state.bad_steps,
+        "overflow_steps": state.overflow_steps,
+        **watch.read(
+            global_batch=trainer.global_batch,
+            flops_per_sample=flops_per_sample(config),
+            peak_flops=peak * place.world_size if peak else None,
+        ),
+    }
+    log.write(values)
+
+
+def _save(trainer: Trainer, meter: Meter) -> None:
+    trainer.state.meters = ranks.gather(meter.row(), place=trainer.place)
+    checkpoint.save(
+        Path(trainer.config.run.output),
+        engine=trainer.engine,
+        ema=trainer.ema,
+        state=trainer.state,
+        config=trainer.config,
+        place=trainer.place,
+    )
+
+
+def _validate(trainer: Trainer, sample: Sampler, *, log: RunLog) -> None:
+    """Make sample videos on the main rank; a failure costs a message and nothing else."""
+    if trainer.place.is_main:
+        try:
+            sample(trainer.engine.module, trainer.state.step)
+        except Exception as error:  # whatever it is, days of training are worth more
+            trainer.state.failed_validations += 1
+            reason = f"{type(error).__name__}: {error}"
+            log.tell(f"step {trainer.state.step}: sample videos failed: {reason}")
+            _log.debug("sample videos failed", exc_info=True)
+    ranks.barrier(place=trainer.place)
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 set `trainer.stop_signal` instead of killing the process."""
+
+    def note(number: int, _: FrameType | None) -> None:
+        trainer.stop_signal = signal.Signals(number).name
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

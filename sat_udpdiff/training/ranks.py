@@ -1,0 +1,33 @@
+"""The few words that ranks exchange outside of deepspeed; all are no-ops for one rank."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sat_udpdiff.distributed import Place
+
+
+def any_rank(flags: Sequence[bool], *, place: Place) -> list[bool]:
+    """Each flag, or-ed over all ranks; one small all-reduce, and the host waits for it."""
+    if place.world_size == 1:
+        return list(flags)
+    words = torch.tensor([float(flag) for flag in flags], device=place.device)
+    dist.all_reduce(words, op=dist.ReduceOp.MAX)
+    return [word > 0 for word in words.tolist()]
+
+
+def gather(value: Any, *, place: Place) -> list[Any]:
+    """`value` of every rank, in order of rank, on every rank; for rare and small things."""
+    if place.world_size == 1:
+        return [value]
+    values = [None] * place.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier(*, place: Place) -> None:
+    """Wait until every rank is here."""
+    if place.world_size > 1:
+        dist.barrier()

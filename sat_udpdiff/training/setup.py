@@ -1,0 +1,84 @@
+"""How a run begins: its own newest checkpoint, else `init.weights`, else weights from the seed."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from sat_udpdiff.config import Config, ConfigError
+from sat_udpdiff.config_io import load_config
+from sat_udpdiff.distributed import Place
+from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.training import checkpoint
+from sat_udpdiff.training.ema import EMA
+from sat_udpdiff.training.engine import TrainEngine
+from sat_udpdiff.training.state import TrainState
+from sat_udpdiff.weights.load import load_network_weights
+from sat_udpdiff.weights.run_folder import CONFIG_FILE, Checkpoint, CheckpointError, find_latest
+
+# What may not change between a checkpoint and the run that goes on from it.
+_FIXED_SECTIONS = ("model",)
+
+
+def find_resume_point(config: Config, *, place: Place) -> Checkpoint | None:
+    """The newest complete checkpoint of `run.output`, checked against the configuration.
+
+    Raises:
+        CheckpointError: All checkpoints are damaged.
+        ConfigError: It holds another network.
+    """
+    found = find_latest(
+        Path(config.run.output), tell=_say if place.is_main else lambda message: None
+    )
+    if found is None:
+        return None
+    try:
+        before = load_config([str(found.folder / CONFIG_FILE)], [])
+    except ConfigError as error:
+        raise CheckpointError(f"{found.folder / CONFIG_FILE}: {error}") from None
+    for section in _FIXED_SECTIONS:
+        _check_equal(section, before=before, now=config, folder=found.folder)
+    world_size = found.content["world_size"]
+    if place.is_main:
+        change = "" if world_size == place.world_size else f" (saved by {world_size} ranks)"
+        _say(f"resuming after step {found.step} from {found.folder}{change}")
+    return found
+
+
+def _check_equal(section: str, *, before: Config, now: Config, folder: Path) -> None:
+    old, new = getattr(before, section), getattr(now, section)
+    for field in dataclasses.fields(old):
+        was, is_now = getattr(old, field.name), getattr(new, field.name)
+        if was != is_now and field.name != "activation_checkpointing":
+            key = f"{section}.{field.name}"
+            raise ConfigError(
+                f"{key}: the run in {folder.parent.parent} was made with {was}, got {is_now}; "
+                "set it back, or choose another run.output",
+                keys=(key,),
+            )
+
+
+def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | None) -> TrainEngine:
+    """The network with its weights, inside deepspeed."""
+    # In fp32 until deepspeed casts it: weights of an fp32 file are then rounded once.
+    network = build_network(config.model, dtype=torch.float32, device=place.device)
+    weights = str(resume_point.folder) if resume_point else None
+    source = load_network_weights(network, config, weights=weights)
+    if place.is_main and resume_point is None:
+        _say(f"weights: {source}")
+    return TrainEngine(network, config=config, place=place)
+
+
+def restore_or_start(
+    engine: TrainEngine, *, config: Config, resume_point: Checkpoint | None
+) -> tuple[TrainState, EMA | None]:
+    """Counters and averaged weights; optimizer and fp32 weights are set inside the engine."""
+    ema = EMA(engine.masters(), config=config.ema) if config.ema.enabled else None
+    if resume_point is None:
+        return TrainState(), ema
+    return checkpoint.restore(resume_point, engine=engine, ema=ema), ema
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"train.py: {message}\n")

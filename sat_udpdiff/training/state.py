@@ -1,0 +1,25 @@
+"""What a run counts, beside its tensors."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """Counters that a checkpoint carries; the data position is `samples_seen`."""
+
+    step: int = 0
+    """Steps done, skipped ones included."""
+    samples_seen: int = 0
+    """Over all ranks; sample numbers 0 .. samples_seen - 1 of the run's order are used up."""
+    bad_steps: int = 0
+    """Steps skipped because a loss or a gradient was not finite."""
+    overflow_steps: int = 0
+    """fp16: steps skipped while the loss scale was adapting, which is expected."""
+    failed_validations: int = 0
+    meters: list[list[float]] = field(default_factory=list)
+    """Sums since the last logged step, one row per rank, so that resumed metrics are exact."""
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
