@@ -156,14 +156,53 @@ def encode_labels(labels: UInt16[np.ndarray, "t h w"], *, fps: float) -> bytes:
     return _encode(array, array_format=pixel_format, fps=fps, way=way)
 
 
-def _frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
-    """Frames in presentation order; every libav fault becomes a DataError that names the file."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFacts:
+    """What the header of a video file says."""
+
+    height: int
+    width: int
+    fps: float
+
+
+def _first_stream(container: Any, *, name: str) -> Any:
+    if not container.streams.video:
+        raise DataError(f"{name}: expected a video stream, found none")
+    return container.streams.video[0]
+
+
+def video_facts(path: Path) -> VideoFacts:
+    """Size and mean rate of a video file, from its header.
+
+    Raises:
+        DataError: Not a video; names the file.
+    """
+    try:
+        with av.open(str(path)) as container:
+            stream = _first_stream(container, name=str(path))
+            rate = stream.average_rate or stream.guessed_rate
+            height, width = stream.height, stream.width
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{path}: cannot be opened as video: {error}") from error
+    if not rate or rate <= 0:
+        raise DataError(f"{path}: expected a frame rate > 0, got {rate}")
+    return VideoFacts(height=height, width=width, fps=float(rate))
+
+
+def decode_frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
+    """Frames in presentation order.
+
+    Args:
+        data: The file's bytes, or its path.
+        name: What to call it in an error.
+
+    Raises:
+        DataError: Any fault that libav finds.
+    """
     source: Any = io.BytesIO(data) if isinstance(data, bytes) else str(data)
     try:
         with av.open(source) as container:
-            if not container.streams.video:
-                raise DataError(f"{name}: expected a video stream, found none")
-            stream = container.streams.video[0]
+            stream = _first_stream(container, name=name)
             # Samples are decoded in parallel, so frames need not be.
             stream.codec_context.thread_count = 1
             yield from container.decode(stream)
@@ -215,7 +254,7 @@ def decode_rgb(
     Raises:
         DataError: No video, damaged, or shorter than the last index.
     """
-    return _pick(_frames(data, name=name), indices=indices, convert=frame_to_rgb, name=name)
+    return _pick(decode_frames(data, name=name), indices=indices, convert=frame_to_rgb, name=name)
 
 
 def decode_labels(
@@ -240,4 +279,4 @@ def decode_labels(
             raise DataError(f"{name}: expected gray or gray16le, got {frame.format.name}")
         return frame.to_ndarray().astype(np.uint16)
 
-    return _pick(_frames(data, name=name), indices=indices, convert=convert, name=name)
+    return _pick(decode_frames(data, name=name), indices=indices, convert=convert, name=name)
