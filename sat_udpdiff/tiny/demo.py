@@ -1,0 +1,155 @@
+"""The whole method in minutes: shards, fine-tuning on both tasks, samples, numbers, pictures.
+
+    python -m sat_udpdiff.tiny.demo --output demo          (or: make demo)
+
+Every step is a command that a user would type, and is printed. A second call goes on where the
+first one stopped. The numbers at the end would expose a fake: each is printed beside the value
+that an unrelated map, or the other task with the same seed, gives.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data_loaders.synthetic import held_out_prompts
+from sat_udpdiff.config import TASKS, Config
+from sat_udpdiff.config_io import load_config
+from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
+from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.outputs import contact_sheet, write_sample
+from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
+from sat_udpdiff.weights.load import load_network_weights
+
+REPOSITORY = Path(__file__).parents[2]
+_SHEETS_SHOWN = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every step that is not done; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("demo"))
+    parser.add_argument("--clips", type=int, default=512, help="synthetic training clips")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each training")
+    parser.add_argument("--ranks", type=int, default=2, help="processes per training")
+    parser.add_argument("--prompts", type=int, default=6, help="held-out prompts, each sampled")
+    options = parser.parse_args(argv)
+    started = time.monotonic()
+    shards = make_shards(options.output, clips=options.clips)
+    for name in ("multitask", "baseline"):
+        train(name, options=options, shards=shards)
+    prompts = held_out_prompts(options.prompts, seed=0, style="long")
+    multitask = Runs(options.output / "multitask")
+    samples = {task: multitask.sample(prompts, task=task) for task in TASKS}
+    baseline = Runs(options.output / "baseline").sample(prompts, task=None)
+    numbers = measure(samples, baseline=baseline)
+    show(numbers, samples=samples, output=options.output)
+    print(f"\n{(time.monotonic() - started) / 60:.1f} minutes in all")
+    return 0
+
+
+def make_shards(output: Path, *, clips: int) -> Path:
+    """Shards of the simple synthetic world, made once."""
+    shards = output / "shards"
+    if not (shards / "manifest.json").exists():
+        shutil.rmtree(shards, ignore_errors=True)
+        call(
+            "python -m data_loaders.synthetic",
+            [shards, "--clips", clips, "--world", "simple", "--seed", 0, "--workers", 2],
+        )
+    return shards
+
+
+def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
+    """Fine-tune the shipped base network as `configs/<name>.yaml` says, or go on with it."""
+    call(
+        f"deepspeed --num_gpus {options.ranks} sat_udpdiff/train.py",
+        [
+            "--base",
+            "configs/tiny.yaml",
+            f"configs/{name}.yaml",
+            f"data.shards={shards.resolve()}",
+            f"run.output={(options.output / name).resolve()}",
+            f"train.steps={options.steps}",
+            f"checkpoint.every_steps={options.steps}",
+        ],
+    )
+
+
+def call(program: str, arguments: Sequence[object]) -> None:
+    """Print a command as a user would type it, and run it from the repository."""
+    words = [*program.split(), *map(str, arguments)]
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    programs = {"python": sys.executable, "deepspeed": Path(sys.executable).parent / "deepspeed"}
+    words[0] = str(programs[words[0]])
+    if words[0].endswith("deepspeed"):
+        # The launcher's first line is `#!python`; this also works where the environment was moved.
+        words[:1] = [sys.executable, words[0]]
+    done = subprocess.run(words, cwd=REPOSITORY, check=False)  # noqa: S603 - no shell, our words
+    if done.returncode:
+        sys.exit(f"demo: the command above ended with status {done.returncode}")
+
+
+class Runs:
+    """A finished run, ready to be sampled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config: Config = load_config([str(folder / "config.yaml")], [])
+        self.network = build_network(self.config.model, dtype=torch.float32, device="cpu")
+        load_network_weights(
+            self.network, self.config, weights=str(folder), ema=False, expand=False
+        )
+        self.network.eval().requires_grad_(False)
+        self.encoders = Encoders.load(self.config, device="cpu")
+
+    def sample(self, prompts: Sequence[str], *, task: str | None) -> list[GeneratedSample]:
+        """One sample per prompt, seed = number of the prompt, written beside the run."""
+        print(f"\nsampling {len(prompts)} prompts, task {task or 'none'}", flush=True)
+        data, samples = self.config.data, []
+        for seed, prompt in enumerate(prompts):
+            request = SampleRequest(
+                prompt=prompt,
+                task=task,  # type: ignore[arg-type]
+                seeds=(seed,),
+                num_frames=data.num_frames,
+                height=data.height,
+                width=data.width,
+            )
+            (sample,) = generate(self.network, request, encoders=self.encoders, config=self.config)
+            folder = self.folder / "samples" / f"{seed:03d}_{task or 'rgb'}"
+            record = {"prompt": prompt, "task": task, "seed": seed}
+            write_sample(sample, folder, config=self.config, record=record, overwrite=True)
+            samples.append(sample)
+        return samples
+
+
+def show(numbers: DemoNumbers, *, samples: dict[str, list[GeneratedSample]], output: Path) -> None:
+    """Print the numbers, write them and one picture of the first samples of each task."""
+    print("\n" + table(numbers))
+    (output / "report.json").write_text(json.dumps(asdict(numbers), indent=1) + "\n")
+    chosen = [s for pair in zip(*samples.values(), strict=True) for s in pair]
+    sheets = [contact_sheet(sample) for sample in chosen[: 2 * _SHEETS_SHOWN]]
+    canvas = Image.new(
+        "RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white"
+    )
+    top = 0
+    for sheet in sheets:
+        canvas.paste(sheet, (0, top))
+        top += sheet.height
+    canvas.save(output / "contact_sheet.png", optimize=True)
+    print(f"\nLook at {output / 'contact_sheet.png'}, and at the videos in")
+    print(f"{output / 'multitask' / 'samples'}/*/side_by_side.mp4")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
