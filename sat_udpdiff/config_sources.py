@@ -112,15 +112,13 @@ def _read_node(node: yaml.Node, *, key: str, source: str) -> dict[str, Setting]:
 def _check_key(key: str, *, source: str) -> None:
     """Raise unless `key` is a setting or a section."""
     known = setting_types()
-    sections = {name.partition(".")[0] for name in known if "." in name}
+    sections = dict.fromkeys(name.partition(".")[0] for name in known if "." in name)
     if key in known or key in sections:
         return
-    close = hint(key, known)
-    if not close:
-        # The right name in the wrong section, or with the section left out.
-        last = key.rpartition(".")[2]
-        matches = [name for name in known if name.rpartition(".")[2] == last]
-        close = f" (nearest: {matches[0]})" if matches else f" (sections: {', '.join(sections)})"
+    # The right name in the wrong section, or with its section left out, says more than spelling.
+    last = key.rpartition(".")[2]
+    close = next((f" (nearest: {name})" for name in known if name.endswith(f".{last}")), "")
+    close = close or hint(key, known) or f" (sections: {', '.join(sections)})"
     raise ConfigError(f"{key}: no such setting{close} (from {source})", keys=(key,))
 
 

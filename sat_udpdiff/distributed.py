@@ -1,4 +1,4 @@
-"""Which process this is, whoever started it, and the few collectives that the programs need.
+"""Which process this is, whoever started it.
 
 The deepspeed launcher, torchrun, srun, mpirun and plain `python` each tell a process its rank in
 their own words. `init_distributed` reads them, fills in the words that torch and deepspeed read
@@ -19,8 +19,6 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Num
-from torch import Tensor
 
 from sat_udpdiff.config import ConfigError
 
@@ -101,25 +99,6 @@ def close_distributed() -> None:
     """Leave the process group; nothing happens where there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def barrier() -> None:
-    """Wait until every rank is here; nothing to wait for without a process group."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
-
-
-def mean_over_ranks(values: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
-    """The mean of `values` over all ranks, the same on each; `values` itself is not changed."""
-    return sum_over_ranks(values) / (dist.get_world_size() if dist.is_initialized() else 1)
-
-
-def sum_over_ranks(values: Num[Tensor, "*shape"]) -> Num[Tensor, "*shape"]:
-    """The sum of `values` over all ranks, the same on each; `values` itself is not changed."""
-    total = values.detach().clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
-    return total
 
 
 def read_launch_facts(environ: Mapping[str, str]) -> LaunchFacts:

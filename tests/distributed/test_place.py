@@ -1,0 +1,218 @@
+"""Ranks under every launcher, from the words that each one puts into the environment."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sat_udpdiff.config import ConfigError
+from sat_udpdiff.distributed import first_node, init_distributed, read_launch_facts
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
+    "MASTER_ADDR": "host0", "MASTER_PORT": "29400",
+}  # fmt: skip
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "2",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "prterun-1",
+}  # fmt: skip
+SLURM = {
+    "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[01-02]",
+}  # fmt: skip
+BATCH_SCRIPT = {
+    "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "77",
+}  # fmt: skip
+PROGRAM = """
+import json, os, torch
+from sat_udpdiff import distributed as d
+place = d.init_distributed(device="cpu", timeout_minutes=1)
+assert d.init_distributed(device="cpu") == place
+total = torch.tensor([1.0 + place.rank, 2.0])
+torch.distributed.all_reduce(total)
+torch.distributed.barrier()
+print(json.dumps([place.rank, place.world_size, place.local_rank, place.is_main, total.tolist()]
+    + [os.environ[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")]), flush=True)
+d.close_distributed()
+d.close_distributed()
+assert not torch.distributed.is_initialized()
+"""
+
+
+def ranks(environ):
+    facts = read_launch_facts(environ)
+    return (facts.launcher, facts.rank, facts.world_size, facts.local_rank)
+
+
+def without(environ, *keys):
+    return {key: value for key, value in environ.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, ("single", 0, 1, 0)),
+        (TORCHRUN, ("environment", 3, 4, 1)),
+        (MPI, ("mpi", 2, 4, 2)),
+        (SLURM, ("slurm", 5, 8, 1)),
+        # The step may be smaller than the allocation.
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "6"}, ("slurm", 5, 6, 1)),
+        # Launchers inside a Slurm job: the innermost one speaks.
+        (SLURM | TORCHRUN, ("environment", 3, 4, 1)),
+        (BATCH_SCRIPT | MPI, ("mpi", 2, 4, 2)),
+        (MPI | TORCHRUN, ("environment", 3, 4, 1)),
+        # Plain python in a batch script is one process, whatever the size of the job.
+        (BATCH_SCRIPT, ("single", 0, 1, 0)),
+        # One process needs to say no more than that.
+        ({"RANK": "0", "WORLD_SIZE": "1"}, ("environment", 0, 1, 0)),
+    ],
+)
+def test_ranks_of_every_launcher(environ, expected):
+    assert ranks(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (without(TORCHRUN, "RANK"), "RANK: expected a whole number in the environment, got noth"),
+        (without(TORCHRUN, "WORLD_SIZE"), "WORLD_SIZE: expected a whole number"),
+        (without(TORCHRUN, "LOCAL_RANK"), "LOCAL_RANK: expected a whole number"),
+        (without(TORCHRUN, "MASTER_ADDR"), "MASTER_ADDR is not set, but WORLD_SIZE=4"),
+        (without(TORCHRUN, "MASTER_PORT"), "MASTER_PORT: expected a whole number"),
+        (TORCHRUN | {"RANK": "x"}, "RANK: expected a whole number in the environment, got 'x'"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK: expected a whole number in the environment, got '-1'"),
+        (
+            TORCHRUN | {"RANK": "4"},
+            "expected a rank from 0 to below the world size, got rank 4 of 4",
+        ),
+        (TORCHRUN | {"WORLD_SIZE": "0", "RANK": "0"}, "got rank 0 of 0"),
+        (TORCHRUN | {"LOCAL_RANK": "4"}, "expected a local rank from 0 to rank 3, got 4"),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "add `-x MASTER_ADDR=<host of rank 0>`"),
+        (without(MPI, "OMPI_COMM_WORLD_SIZE"), "OMPI_COMM_WORLD_SIZE: expected a whole number"),
+        (without(SLURM, "SLURM_LOCALID"), "SLURM_LOCALID: expected a whole number"),
+        (SLURM | {"SLURM_PROCID": "9"}, "slurm: expected a rank from 0"),
+    ],
+)
+def test_contradictions_are_named(environ, message):
+    with pytest.raises(ConfigError) as caught:
+        read_launch_facts(environ)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_meeting_points(monkeypatch, capsys):
+    known = {"n01": "10.0.0.1"}
+
+    def lookup(host):
+        if host not in known:
+            raise OSError(host)
+        return known[host]
+
+    monkeypatch.setattr(socket, "gethostbyname", lookup)
+    facts = read_launch_facts(SLURM)
+    assert facts.master_addr == "n01"
+    # The same for every rank of a step, and another one for another step.
+    assert (
+        facts.master_port
+        == read_launch_facts(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).master_port
+    )
+    assert facts.master_port != read_launch_facts(SLURM | {"SLURM_STEP_ID": "1"}).master_port
+    assert 20_000 <= facts.master_port < 32_768
+    # What the user sets wins.
+    given = read_launch_facts(SLURM | {"MASTER_ADDR": "login", "MASTER_PORT": "5"})
+    assert (given.master_addr, given.master_port) == ("login", 5)
+    # One machine, and virtual nodes whose names nobody knows, meet on the loopback.
+    assert read_launch_facts(SLURM | {"SLURM_STEP_NODELIST": "n01"}).master_addr == "127.0.0.1"
+    assert capsys.readouterr().err == ""
+    assert read_launch_facts(SLURM | {"SLURM_STEP_NODELIST": "v[1-2]"}).master_addr == "127.0.0.1"
+    assert "the name v1 is unknown here" in capsys.readouterr().err
+    assert read_launch_facts(MPI).master_addr == "127.0.0.1"
+    assert (
+        read_launch_facts(MPI).master_port
+        != read_launch_facts(MPI | {"PMIX_NAMESPACE": "2"}).master_port
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("", ""), ("n1", "n1"), ("n1,n2", "n1"), ("gpu[03-05,9],login1", "gpu03"),
+        ("a[007]", "a007"), ("rack[1-2]n[3-4]", "rack1n3"), ("a-[1,3].local", "a-1.local"),
+    ],
+)  # fmt: skip
+def test_first_node(nodes, first):
+    assert first_node(nodes) == first
+
+
+def fake_gpus(monkeypatch, *, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+
+def launch(monkeypatch, environ):
+    for key in list(os.environ):
+        if key.startswith(("SLURM_", "OMPI_")) or key in TORCHRUN:
+            monkeypatch.delenv(key)
+    for key, value in environ.items():
+        monkeypatch.setenv(key, value)
+
+
+def test_device_is_the_local_rank(monkeypatch):
+    fake_gpus(monkeypatch, count=2)
+    launch(monkeypatch, TORCHRUN)
+    place = init_distributed()
+    assert (place.device, place.backend, place.is_main) == (torch.device("cuda:1"), "nccl", False)
+    assert init_distributed(device="cpu").backend == "gloo"
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    fake_gpus(monkeypatch, count=1)
+    launch(monkeypatch, TORCHRUN)
+    with pytest.raises(ConfigError, match=r"LOCAL_RANK=1, but this machine shows 1 CUDA devices"):
+        init_distributed()
+
+
+def test_slurm_task_that_sees_only_its_own_gpu(monkeypatch):
+    fake_gpus(monkeypatch, count=1)
+    launch(monkeypatch, SLURM | {"SLURM_STEP_NODELIST": "n01"})
+    place = init_distributed()
+    assert (place.device, place.local_rank) == (torch.device("cuda:0"), 1)
+
+
+def start(environ):
+    base = {key: value for key, value in os.environ.items() if key not in TORCHRUN}
+    base |= {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        env=base | environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_meet_under_mpi_names():
+    environ = MPI | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    environ["PMIX_NAMESPACE"] = f"test-{os.getpid()}"
+    running = [
+        start(environ | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    try:
+        printed = [json.loads(process.communicate(timeout=240)[0]) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert printed[0] == [0, 2, 0, True, [3.0, 4.0], "0", "2", "0", "127.0.0.1"]
+    assert printed[1] == [1, 2, 1, False, [3.0, 4.0], "1", "2", "1", "127.0.0.1"]
+
+
+def test_plain_python_is_one_process():
+    process = start({})
+    printed = json.loads(process.communicate(timeout=240)[0])
+    assert process.returncode == 0
+    assert printed == [0, 1, 0, True, [1.0, 2.0], "0", "1", "0", "127.0.0.1"]
