@@ -6,7 +6,7 @@ from its own seed, and text is encoded, guided and decoded sample by sample.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Encoders:
     text: TextEncoder
 
     @classmethod
-    def load(cls, config: Config, *, device: torch.device | str) -> Self:
+    def load(cls, config: Config, *, device: torch.device | str) -> "Encoders":
         """Load both; ValueError names what is missing and where it is to be had."""
         text = TextEncoder.load(
             config.text,

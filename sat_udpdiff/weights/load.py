@@ -1,8 +1,4 @@
-"""Weights into a network, from wherever they are.
-
-`init.weights` and `--load` take the same things: `tiny`, a `.safetensors` file, a run folder or one
-of its checkpoints, a SAT checkpoint (`.pt` or its folder), a diffusers transformer folder, a hub id.
-"""
+"""Weights into a network, from wherever they are; `find.py` says what can be named."""
 
 import json
 import pickle
@@ -14,28 +10,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sat_udpdiff.config import Config
-from sat_udpdiff.encoders.source import HUB_ID, TINY, TINY_WEIGHTS
 from sat_udpdiff.model.dense_channels import expand_state_dict
 from sat_udpdiff.model.transformer import UDPDiffTransformer, initialise
+from sat_udpdiff.weights.find import DIFFUSERS_STEM, find_weights
 from sat_udpdiff.weights.key_map import diffusers_to_sat, is_ignored, strip_sat_prefix
-from sat_udpdiff.weights.run_folder import (
-    CHECKPOINTS,
-    EMA_FILE,
-    NETWORK_FILE,
-    STATE_FILE,
-    find_latest,
-    open_checkpoint,
-)
 
-_DIFFUSERS = "diffusion_pytorch_model"
-_SAT_FILE = "mp_rank_00_model_states.pt"
 _MOST_NAMES = 5
 
 
 def load_network_weights(
-    network: UDPDiffTransformer, config: Config, *, weights: str | None = None, ema: bool = False
+    network: UDPDiffTransformer,
+    config: Config,
+    *,
+    weights: str | None = None,
+    ema: bool = False,
+    expand: bool = True,
 ) -> str:
-    """Set every weight of `network`; a 16-channel checkpoint is expanded on the way.
+    """Set every weight of `network`; a 16-channel checkpoint may be expanded on the way.
 
     Args:
         network: Of `config.model`, on its device.
@@ -43,6 +34,8 @@ def load_network_weights(
         weights: Where the weights are; None takes `init.weights`, and if that is null they are
             drawn from the seed.
         ema: Take the averaged weights of a checkpoint of ours.
+        expand: Make missing dense channels and the task table, to train them; False refuses a
+            checkpoint without them, as sampling must.
 
     Returns:
         Where the weights came from, for a message.
@@ -55,17 +48,22 @@ def load_network_weights(
     if place is None:
         initialise(network, config.seed)
         return f"drawn from seed {config.seed}"
-    source = _find(place, ema=ema)
+    source = find_weights(place, ema=ema)
     state = read_state(source, num_layers=config.model.num_layers)
-    generator = torch.Generator().manual_seed(config.seed)
-    try:
-        state = expand_state_dict(state, config=config.model, init=config.init, generator=generator)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    if expand:
+        state = _expand(state, config=config, source=source)
     state = {key: value for key, value in state.items() if not is_ignored(key)}
     _check(state, network=network, source=source)
     network.load_state_dict(state)
     return str(source)
+
+
+def _expand(state: dict[str, Tensor], *, config: Config, source: Path) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(config.seed)
+    try:
+        return expand_state_dict(state, config=config.model, init=config.init, generator=generator)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def read_state(source: Path, *, num_layers: int) -> dict[str, Tensor]:
@@ -91,57 +89,9 @@ def read_state(source: Path, *, num_layers: int) -> dict[str, Tensor]:
         raise ValueError(f"{source}: {error}") from None
 
 
-def _find(weights: str, *, ema: bool) -> Path:
-    """The file of weights, or the diffusers folder, that a setting means."""
-    path = Path(weights).expanduser()
-    if weights == TINY:
-        path = TINY_WEIGHTS / "base" / NETWORK_FILE
-        if not path.is_file():
-            raise ValueError(f"init.weights: the weights shipped with us are missing at {path}")
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return _find_in_folder(path, ema=ema)
-    if HUB_ID.fullmatch(weights):
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(weights, allow_patterns=["transformer/*"])
-        return _find_in_folder(Path(folder), ema=False)
-    raise ValueError(
-        f"weights: expected `tiny`, a file, a folder or a hub id, found nothing at {weights!r}"
-    )
-
-
-def _find_in_folder(folder: Path, *, ema: bool) -> Path:
-    name = EMA_FILE if ema else NETWORK_FILE
-    if (folder / CHECKPOINTS).is_dir():
-        found = find_latest(folder)
-        if found is None:
-            raise ValueError(f"{folder}: this run has no checkpoint yet")
-        folder = found.folder
-    if (folder / STATE_FILE).is_file():
-        open_checkpoint(folder)
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name}; the run was made with ema.enabled=false")
-        return folder / name
-    if (folder / name).is_file():
-        return folder / name
-    for sub in (folder / "transformer", folder):
-        if list(sub.glob(f"{_DIFFUSERS}*.safetensors*")):
-            return sub
-    for candidate in (folder / _SAT_FILE, *folder.glob(f"*/{_SAT_FILE}")):
-        if candidate.is_file():
-            return candidate
-    raise ValueError(
-        f"{folder}: expected a run, one of its checkpoints, a diffusers transformer folder or a "
-        f"SAT checkpoint; it has none of {CHECKPOINTS}/, {name}, {_DIFFUSERS}*.safetensors, "
-        f"{_SAT_FILE}"
-    )
-
-
 def _read_diffusers(folder: Path) -> dict[str, Tensor]:
-    index = folder / f"{_DIFFUSERS}.safetensors.index.json"
-    names = [f"{_DIFFUSERS}.safetensors"]
+    index = folder / f"{DIFFUSERS_STEM}.safetensors.index.json"
+    names = [f"{DIFFUSERS_STEM}.safetensors"]
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     state: dict[str, Tensor] = {}

@@ -1,0 +1,296 @@
+"""Make videos and their dense maps from prompts.
+
+    python sat_udpdiff/sample.py --load RUN --task depth --prompt "a red disc moves left" \
+        --seed 1 --output SAMPLES
+
+RUN is a run folder, one of its checkpoints, or a weights file. A run brings its own configuration;
+`--base` files and `key=value` settings go on top. Each sample gets a folder; see outputs.py.
+"""
+
+import argparse
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from sat_udpdiff.config import TASKS, Config
+from sat_udpdiff.config_checks import check_device
+from sat_udpdiff.config_io import dump_config, parse_cli, to_values
+from sat_udpdiff.encoders.source import DTYPES
+from sat_udpdiff.generation import (
+    Encoders,
+    GeneratedSample,
+    SampleRequest,
+    check_request,
+    generate,
+)
+from sat_udpdiff.outputs import write_sample
+from sat_udpdiff.weights.find import find_weights
+from sat_udpdiff.weights.fingerprint import fingerprint
+from sat_udpdiff.weights.run_folder import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from sat_udpdiff.model.transformer import UDPDiffTransformer
+
+_SHORTCUTS = {
+    "num_frames": "data.num_frames",
+    "height": "data.height",
+    "width": "data.width",
+    "steps": "sample.num_steps",
+    "sampler": "sample.sampler",
+    "guidance": "sample.guidance",
+    "guidance_scale": "sample.guidance_scale",
+}
+"""Options of the command line that stand for a setting."""
+_PACKAGES = ("torch", "numpy", "diffusers", "transformers", "SwissArmyTransformer")
+_SLUG_LENGTH = 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One batch: what to make, and where each seed's sample goes."""
+
+    request: SampleRequest
+    folders: tuple[Path, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status (2 = the request cannot be met, in one line)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options, config = parse_cli(
+            _with_settings(arguments), description=(__doc__ or ""), extra=_add_options
+        )
+        jobs = plan(options, config=config)
+        if options.dry_run:
+            print(dump_config(config) + "\n".join(str(f) for job in jobs for f in job.folders))
+            return 0
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(config, device=device.type)
+        encoders = Encoders.load(config, device=device)
+        network = load_network(options, config=config, device=device)
+    except ValueError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    _warn_about_prompts(jobs, encoders=encoders)
+    facts = _facts(options, config=config, network=network, encoders=encoders)
+    run(jobs, network=network, encoders=encoders, config=config, facts=facts)
+    return 0
+
+
+def plan(options: argparse.Namespace, *, config: Config) -> list[Job]:
+    """Everything that will be made, checked before anything is loaded.
+
+    Raises:
+        ValueError: Nothing to load, no prompt, a request the network cannot meet, or outputs that
+            exist already.
+    """
+    for name in ("load", "output"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--{name}: expected a path, got nothing")
+    seeds = tuple(dict.fromkeys(options.seeds or [config.seed]))
+    data, jobs = config.data, []
+    for index, prompt in enumerate(_prompts(options)):
+        request = SampleRequest(
+            prompt=prompt,
+            task=options.task,
+            seeds=seeds,
+            num_frames=data.num_frames,
+            height=data.height,
+            width=data.width,
+            batch_size=options.batch_size,
+        )
+        check_request(request, config=config)
+        for first in range(0, len(seeds), options.batch_size):
+            part = replace(request, seeds=seeds[first : first + options.batch_size])
+            folders = [options.output / folder_name(part, index=index, seed=s) for s in part.seeds]
+            jobs.append(Job(request=part, folders=tuple(folders)))
+    existing = [folder for job in jobs for folder in job.folders if folder.exists()]
+    if existing and not options.overwrite:
+        raise ValueError(
+            f"--output: {existing[0]} exists already ({len(existing)} such); "
+            "give --overwrite to replace, or another folder"
+        )
+    # Last, for a hub id is downloaded by it.
+    find_weights(options.load, ema=options.ema)
+    return jobs
+
+
+def folder_name(request: SampleRequest, *, index: int, seed: int) -> str:
+    """Name of a sample's folder: number of the prompt, its words, task and seed."""
+    slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:_SLUG_LENGTH].strip("-")
+    return f"{index:03d}_{slug or 'prompt'}_{request.task or 'rgb'}_seed{seed}"
+
+
+def load_network(
+    options: argparse.Namespace, *, config: Config, device: torch.device
+) -> "UDPDiffTransformer":
+    """The network with the weights of `--load`, frozen."""
+    # SAT takes seconds to import; a request that cannot be met is refused without it.
+    from sat_udpdiff.model.transformer import build_network
+    from sat_udpdiff.weights.load import load_network_weights
+
+    network = build_network(config.model, dtype=DTYPES[config.train.precision], device=device)
+    load_network_weights(network, config, weights=options.load, ema=options.ema, expand=False)
+    return network.eval().requires_grad_(False)
+
+
+def run(
+    jobs: list[Job],
+    *,
+    network: "UDPDiffTransformer",
+    encoders: Encoders,
+    config: Config,
+    facts: dict[str, Any],
+) -> None:
+    """Make all samples, each written as soon as it is there."""
+    count = sum(len(job.folders) for job in jobs)
+    with tqdm(total=count * config.sample.num_steps, unit="step", dynamic_ncols=True) as bar:
+        for job in jobs:
+            bar.set_description(job.request.prompt[:_SLUG_LENGTH])
+            samples = generate(
+                network, job.request, encoders=encoders, config=config, on_step=bar.update
+            )
+            for sample, folder in zip(samples, job.folders, strict=True):
+                record = _record(sample, request=job.request, folder=folder, facts=facts)
+                # What may be replaced was settled by `plan`.
+                write_sample(sample, folder, config=config, record=record, overwrite=True)
+                bar.write(str(folder / "contact_sheet.png"), file=sys.stdout)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    # What is required is checked in `plan`, which can say more than argparse.
+    parser.add_argument("--load", metavar="PATH", help="run, checkpoint, weights file, or `tiny`")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="one folder per sample in it")
+    parser.add_argument("--task", help=f"what the dense map shows: {' or '.join(TASKS)}")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file, a prompt per line")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, nargs=1, dest="seeds", help="default: the run's `seed`")
+    seeds.add_argument("--seeds", type=int, nargs="+", dest="seeds", help="one sample per seed")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="samples at once; 1 repeats to the last bit"
+    )
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing samples")
+    for name, key in _SHORTCUTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"short for {key}=")
+
+
+def _with_settings(arguments: list[str]) -> list[str]:
+    """The command line with the run's own configuration and the shortcuts written out."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_options(parser)
+    known, _ = parser.parse_known_args(arguments)
+    settings = [
+        f"{key}={getattr(known, name)}"
+        for name, key in _SHORTCUTS.items()
+        if getattr(known, name) is not None
+    ]
+    own = _own_config(Path(known.load)) if known.load is not None else None
+    if own is None:
+        if known.load is not None and "--base" not in arguments and not _asks_for_help(arguments):
+            raise ValueError(f"--base: expected configuration files, since {known.load} has none")
+        return [*settings, *arguments]
+    # First, so that what the user names wins.
+    return [*settings, "--base", str(own), *arguments]
+
+
+def _own_config(load: Path) -> Path | None:
+    """Configuration file of a run or checkpoint folder, or beside a weights file."""
+    folder = load if load.is_dir() else load.parent
+    file = folder / CONFIG_FILE
+    return file if load.exists() and file.is_file() else None
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return any(argument in ("-h", "--help", "--help-config") for argument in arguments)
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    prompts = list(options.prompt)
+    if options.prompts is not None:
+        try:
+            lines = options.prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ValueError(f"--prompts: cannot read {options.prompts}: {reason}") from None
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"--prompts: {options.prompts} holds no prompt; one per line")
+        prompts += found
+    if not prompts:
+        raise ValueError("--prompt: expected text, or a file of prompts by --prompts, got nothing")
+    return prompts
+
+
+def _warn_about_prompts(jobs: list[Job], *, encoders: Encoders) -> None:
+    """Say what the text encoder will not see of a prompt."""
+    text = encoders.text
+    for prompt in dict.fromkeys(job.request.prompt for job in jobs):
+        if (count := text.num_tokens(prompt)) > text.text_length:
+            print(
+                f"sample.py: note: {prompt!r} has {count} tokens; those after {text.text_length} "
+                "are cut off (model.text_length)",
+                file=sys.stderr,
+            )
+        if unknown := text.unknown_words(prompt):
+            print(
+                f"sample.py: note: unknown to the text encoder: {', '.join(unknown)}. "
+                f"It knows: {' '.join(sorted(text.known_words()))}",
+                file=sys.stderr,
+            )
+
+
+def _facts(
+    options: argparse.Namespace,
+    *,
+    config: Config,
+    network: "UDPDiffTransformer",
+    encoders: Encoders,
+) -> dict[str, Any]:
+    """What all samples of this run have in common."""
+    return {
+        "weights": {"load": options.load, "ema": options.ema, "sha256": fingerprint(network)},
+        "codec": {"weights": config.codec.weights, "sha256": fingerprint(encoders.codec.vae)},
+        "text": {"weights": config.text.weights, "sha256": fingerprint(encoders.text.model)},
+        "config": to_values(config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "device": str(encoders.codec.device),
+    }
+
+
+def _record(
+    sample: GeneratedSample, *, request: SampleRequest, folder: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Content of sample.json."""
+    words = ["python", "sat_udpdiff/sample.py", "--base", str(folder / "config.yaml")]
+    words += ["--load", facts["weights"]["load"], *(["--ema"] if facts["weights"]["ema"] else [])]
+    words += ["--task", sample.task] if sample.task else []
+    words += ["--prompt", sample.prompt, "--seed", str(sample.seed), "--output", "AGAIN"]
+    return {
+        "prompt": sample.prompt,
+        "task": sample.task,
+        "seed": sample.seed,
+        "num_frames": request.num_frames,
+        "height": request.height,
+        "width": request.width,
+        "batch": list(request.seeds),
+        "command": shlex.join(words),
+        **facts,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
