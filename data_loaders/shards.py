@@ -15,269 +15,36 @@ The manifest grows with the shards and not with the samples, so that opening sta
 
 import hashlib
 import json
-import os
-import re
-import tarfile
 import zlib
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from data_loaders.decode import (
-    RGB_ENCODINGS,
-    RgbCodec,
-    decode_labels,
-    decode_rgb,
-    encode_labels,
-    encode_rgb,
+from data_loaders.decode import decode_labels, decode_rgb
+from data_loaders.schema import SCHEMA_VERSION, DataError, Sample, sample_from_metadata
+from data_loaders.shard_format import (
+    LABEL_MEMBERS,
+    MANIFEST,
+    REQUIRED_MEMBERS,
+    RGB_MEMBERS,
+    Member,
+    ShardInfo,
 )
-from data_loaders.schema import (
-    SCHEMA_VERSION,
-    DataError,
-    Sample,
-    metadata_to_json,
-    sample_from_metadata,
-    validate_sample,
-)
+from data_loaders.shard_writer import write_shards
 
-MANIFEST = "manifest.json"
-RGB_MEMBERS = tuple(way.member for way in RGB_ENCODINGS.values())
-LABEL_MEMBERS = {"entity_ids": "seg.mkv", "depth": "depth.mkv"}
-REQUIRED_MEMBERS = ("txt", "long.txt", "json")
+__all__ = ["ShardIndex", "StoredSample", "write_shards"]
 
-_OURS = re.compile(r"shard-\d{6}\.(tar|index\.json)(\.partial)?|manifest\.json(\.partial)?")
-_TAR_BLOCK = 512
-# ustar keeps longer names in extra headers, which would shift the offsets.
-_LONGEST_NAME = 100
 _HOW_TO_MAKE = (
     "make shards with `python -m data_loaders.synthetic OUT` or "
     "`python -m data_loaders.ingest VIDEOS OUT --captions captions.jsonl`"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """Where one file of a sample lies in its tar."""
-
-    offset: int
-    """First byte of the content."""
-    size: int
-    """Bytes."""
-    crc32: int
-    """Of the content: ffv1 decoders conceal damage without an error."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardInfo:
-    """One shard, as the manifest has it."""
-
-    name: str
-    """File name of the tar."""
-    num_samples: int
-    num_bytes: int
-    """Size of the tar."""
-    sha256: str
-    """Of the tar."""
-    index_sha256: str
-    """Of the index file beside it."""
-    members: dict[str, int]
-    """How many samples have each member."""
-
-    @property
-    def index_name(self) -> str:
-        """File name of the index."""
-        return self.name.removesuffix(".tar") + ".index.json"
-
-
-# --------------------------------------------------------------------------------------- writing
-
-
-def sample_members(sample: Sample, *, rgb_codec: RgbCodec) -> dict[str, bytes]:
-    """The files of one sample, by member name.
-
-    Args:
-        sample: Clip with its labels.
-        rgb_codec: See `decode.encode_rgb`.
-
-    Raises:
-        DataError: The sample is not valid, or the codec does not take it.
-    """
-    validate_sample(sample)
-    try:
-        rgb = encode_rgb(sample.rgb, fps=sample.fps, codec=rgb_codec)
-    except DataError as error:
-        raise DataError(f"sample {sample.key!r}: {error}") from error
-    files = {RGB_ENCODINGS[rgb_codec].member: rgb}
-    for name, member in LABEL_MEMBERS.items():
-        labels = getattr(sample, name)
-        if labels is not None:
-            files[member] = encode_labels(labels, fps=sample.fps)
-    files["txt"] = sample.caption_short.encode()
-    files["long.txt"] = sample.caption_long.encode()
-    files["json"] = metadata_to_json(sample).encode()
-    return files
-
-
-def write_shards(
-    samples: Iterable[Sample],
-    out: Path,
-    *,
-    samples_per_shard: int = 64,
-    overwrite: bool = False,
-    rgb_codec: RgbCodec = "h264",
-) -> Path:
-    """Write a data set.
-
-    Every file is written under another name, flushed to the disk and renamed, the manifest last. On
-    an error what was written is removed. Equal samples give equal bytes.
-
-    Args:
-        samples: Clips; consumed one at a time, so a generator keeps memory small.
-        out: Folder, made if missing.
-        samples_per_shard: Samples in each tar but the last.
-        overwrite: Replace shards that are there.
-        rgb_codec: 'h264' for real clips; 'ffv1' is exact, for small ones.
-
-    Returns:
-        Path of the manifest.
-
-    Raises:
-        DataError: Shards are there and `overwrite` is off; no samples; a key came twice; a sample
-            that is not valid.
-        OSError: The disk is full or not writable.
-    """
-    if samples_per_shard < 1:
-        raise DataError(f"samples_per_shard: expected an integer >= 1, got {samples_per_shard}")
-    out = Path(out)
-    _make_room(out, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    shards: list[ShardInfo] = []
-    iterator = _checked(samples)
-    try:
-        while chunk := next(iterator, None):
-            rest = islice(iterator, samples_per_shard - 1)
-            name = f"shard-{len(shards):06d}.tar"
-            shards.append(_write_shard(chunk, rest, out / name, rgb_codec=rgb_codec))
-        if not shards:
-            raise DataError(f"{out}: expected at least one sample to write, got none")
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "num_samples": sum(shard.num_samples for shard in shards),
-            "shards": [asdict(shard) for shard in shards],
-        }
-        _write_atomically(out / MANIFEST, json.dumps(manifest, indent=1).encode())
-    except BaseException:
-        _remove_ours(out)
-        raise
-    return out / MANIFEST
-
-
-def _checked(samples: Iterable[Sample]) -> Iterator[Sample]:
-    keys: set[str] = set()
-    for sample in samples:
-        if sample.key in keys:
-            raise DataError(f"sample {sample.key!r}: expected every key once, got it twice")
-        keys.add(sample.key)
-        yield sample
-
-
-def _write_shard(
-    first: Sample, rest: Iterable[Sample], path: Path, *, rgb_codec: RgbCodec
-) -> ShardInfo:
-    entries: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in _chain(first, rest):
-                files = sample_members(sample, rgb_codec=rgb_codec)
-                members = {
-                    name: _add(tar, file, name=f"{sample.key}.{name}", content=content)
-                    for name, content in files.items()
-                }
-                counts.update(files.keys())
-                entries.append({"key": sample.key, "members": members})
-        file.flush()
-        os.fsync(file.fileno())
-    with partial.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    os.replace(partial, path)
-    index = json.dumps({"samples": entries}, separators=(",", ":")).encode()
-    info = ShardInfo(
-        name=path.name,
-        num_samples=len(entries),
-        num_bytes=path.stat().st_size,
-        sha256=sha256,
-        index_sha256=hashlib.sha256(index).hexdigest(),
-        members=dict(counts),
-    )
-    _write_atomically(path.with_name(info.index_name), index)
-    return info
-
-
-def _chain(first: Sample, rest: Iterable[Sample]) -> Iterator[Sample]:
-    yield first
-    yield from rest
-
-
-def _add(tar: tarfile.TarFile, file: BinaryIO, *, name: str, content: bytes) -> list[int]:
-    """Append one file; returns [offset, size, crc32] of its content."""
-    if len(name) > _LONGEST_NAME:
-        raise DataError(f"member {name!r}: expected at most {_LONGEST_NAME} characters in a name")
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    offset = file.tell() + _TAR_BLOCK
-    tar.addfile(info, BytesIO(content))
-    return [offset, len(content), zlib.crc32(content)]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _our_files(out: Path) -> list[Path]:
-    if not out.is_dir():
-        return []
-    # The manifest first: without it the folder no longer claims to be whole.
-    files = [path for path in out.iterdir() if _OURS.fullmatch(path.name)]
-    return sorted(files, key=lambda path: (not path.name.startswith(MANIFEST), path.name))
-
-
-def _make_room(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: expected a folder, found a file")
-    files = _our_files(out)
-    if not files:
-        return
-    if not overwrite:
-        state = "a data set" if files[0].name == MANIFEST else "shards of a run that did not end"
-        raise DataError(
-            f"{out}: expected no shards, found {state}; ask to overwrite it, or choose "
-            "another folder"
-        )
-    _remove_ours(out)
-
-
-def _remove_ours(out: Path) -> None:
-    for path in _our_files(out):
-        path.unlink()
-
-
-# --------------------------------------------------------------------------------------- reading
 
 
 @lru_cache(maxsize=64)
