@@ -5,7 +5,7 @@ from jaxtyping import Int
 
 
 def contingency(
-    truth: Int[np.ndarray, "*pixels"], guess: Int[np.ndarray, "*pixels"]
+    truth: Int[np.ndarray, "..."], guess: Int[np.ndarray, "..."]
 ) -> Int[np.ndarray, "n m"]:
     """Count the pixels of every pair of ids.
 
@@ -27,9 +27,7 @@ def contingency(
     return np.bincount(pairs, minlength=len(rows) * len(columns)).reshape(len(rows), len(columns))
 
 
-def adjusted_rand_index(
-    truth: Int[np.ndarray, "*pixels"], guess: Int[np.ndarray, "*pixels"]
-) -> float:
+def adjusted_rand_index(truth: Int[np.ndarray, "..."], guess: Int[np.ndarray, "..."]) -> float:
     """Hubert and Arabie's adjusted Rand index over all pixels: 1 = equal, 0 = by chance.
 
     Raises:

@@ -26,7 +26,6 @@ from sat_udpdiff.diffusion.schedule import draw_timesteps, make_schedule
 from sat_udpdiff.encoders.source import TINY_WEIGHTS
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
-from sat_udpdiff.model.accounting import weight_decay_groups
 from sat_udpdiff.model.transformer import build_network, initialise
 from sat_udpdiff.tiny.clips import TinyWorld, to_network
 from sat_udpdiff.tiny.small_run import SmallRun, cosine_rate
@@ -102,10 +101,9 @@ class BaseTrainer:
         self.schedule = make_schedule(config.diffusion)
         network = build_network(config.model, dtype=torch.float32, device="cpu")
         initialise(network, training.seed)
-        optimizer = torch.optim.AdamW(
-            weight_decay_groups(network), betas=(0.9, 0.99), weight_decay=training.weight_decay
+        self.run = SmallRun(
+            network, weight_decay=training.weight_decay, ema_decay=training.ema_decay, work=work
         )
-        self.run = SmallRun(network, optimizer=optimizer, ema_decay=training.ema_decay, work=work)
 
     def step(self) -> float:
         """One step; returns its loss."""

@@ -1,6 +1,6 @@
 """Train the tiny video codec: diffusers' AutoencoderKLCogVideoX, 4x in space and 4x in time.
 
-    python -m sat_udpdiff.tiny.make_codec --work runs/codec --steps 6000
+    python -m sat_udpdiff.tiny.make_codec --work runs/codec --steps 3200
 
 The codec sees RGB clips of the synthetic world and their segmentation and depth colormaps, as the
 codec of the real model does. Early steps use small crops, since a step costs what it has pixels and
@@ -50,11 +50,11 @@ FULL_WORLD_SHARE = 0.1
 class CodecTraining:
     """Settings of the run."""
 
-    steps: int = 6000
+    steps: int = 3200
     batch_size: int = 4
     stages: tuple[tuple[float, int, int, int], ...] = (
-        (0.70, 9, 24, 32),
-        (0.95, 9, 32, 48),
+        (0.72, 9, 24, 32),
+        (0.97, 9, 32, 48),
         (1.00, 9, 64, 96),
     )
     """Crops: up to which share of the steps, frames, rows, columns.
@@ -124,8 +124,7 @@ def start(*, training: CodecTraining, work: Path) -> SmallRun:
     """A new run, or the one that the work folder holds."""
     torch.manual_seed(training.seed)
     codec = AutoencoderKLCogVideoX(**ARCHITECTURE)
-    optimizer = torch.optim.Adam(codec.parameters(), betas=(0.9, 0.99))
-    return SmallRun(codec, optimizer=optimizer, ema_decay=training.ema_decay, work=work)
+    return SmallRun(codec, weight_decay=0.0, ema_decay=training.ema_decay, work=work)
 
 
 def train_step(run: SmallRun, *, training: CodecTraining, world: TinyWorld) -> float:
