@@ -5,6 +5,7 @@ one colour, not entities, and drifts over a clip: not for results.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -183,7 +184,7 @@ def _warp(
 def _absorb_small(ids: UInt16[np.ndarray, "h w"], *, least: int) -> UInt16[np.ndarray, "h w"]:
     """Give connected pieces (and holes) below `least` pixels the label next to them."""
     # +1: skimage takes 0 for background and would not number the unlabelled pieces.
-    pieces = label(ids.astype(np.int32) + 1, connectivity=1)
+    pieces = np.asarray(label(ids.astype(np.int32) + 1, connectivity=1))
     small = np.bincount(pieces.ravel(), minlength=1) < least
     gaps = small[pieces]
     return _take_nearest(ids, gaps=gaps)
@@ -192,5 +193,5 @@ def _absorb_small(ids: UInt16[np.ndarray, "h w"], *, least: int) -> UInt16[np.nd
 def _take_nearest(labels: np.ndarray, *, gaps: np.ndarray) -> np.ndarray:
     if not gaps.any() or gaps.all():
         return labels
-    nearest = distance_transform_edt(gaps, return_distances=False, return_indices=True)
+    nearest: Any = distance_transform_edt(gaps, return_distances=False, return_indices=True)
     return labels[tuple(nearest)]

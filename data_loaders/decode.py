@@ -201,7 +201,8 @@ def decode_frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
     """
     source: Any = io.BytesIO(data) if isinstance(data, bytes) else str(data)
     try:
-        with av.open(source) as container:
+        with av.open(source) as opened:
+            container: Any = opened
             stream = _first_stream(container, name=name)
             # Samples are decoded in parallel, so frames need not be.
             stream.codec_context.thread_count = 1

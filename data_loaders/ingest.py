@@ -153,7 +153,12 @@ def _parser() -> argparse.ArgumentParser:
         help="clips are resized to cover this and cropped in the centre (default 480x720)",
     )
     add("--fps", type=_parse_fps, default=8.0, help="frames are taken by time (default 8)")
-    add("--rgb-codec", choices=tuple(RGB_ENCODINGS), default="h264", help="ffv1 is exact")
+    add(
+        "--rgb-codec",
+        choices=("auto", *RGB_ENCODINGS),
+        default="auto",
+        help="auto: exact (ffv1) for small pictures, else h264",
+    )
     add("--samples-per-shard", type=int, default=64)
     add("--skip-bad", action="store_true", help="leave out videos that cannot be read")
     add("--overwrite", action="store_true", help="replace shards in OUT")

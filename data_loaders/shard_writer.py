@@ -11,7 +11,7 @@ from dataclasses import asdict
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, cast
 
 from data_loaders.decode import RGB_ENCODINGS, RgbCodec, encode_labels, encode_rgb
 from data_loaders.schema import (
@@ -26,6 +26,7 @@ from data_loaders.shard_format import LABEL_MEMBERS, MANIFEST, OUR_FILES, ShardI
 _TAR_BLOCK = 512
 # ustar keeps longer names in extra headers, which would shift the offsets.
 _LONGEST_NAME = 100
+_EXACT_PIXELS = 256 * 256
 
 
 def sample_members(sample: Sample, *, rgb_codec: RgbCodec) -> dict[str, bytes]:
@@ -60,7 +61,7 @@ def write_shards(
     *,
     samples_per_shard: int = 64,
     overwrite: bool = False,
-    rgb_codec: RgbCodec = "h264",
+    rgb_codec: RgbCodec | Literal["auto"] = "auto",
 ) -> Path:
     """Write a data set.
 
@@ -72,7 +73,8 @@ def write_shards(
         out: Folder, made if missing.
         samples_per_shard: Samples in each tar but the last.
         overwrite: Replace shards that are there.
-        rgb_codec: 'h264' for real clips; 'ffv1' is exact, for small ones.
+        rgb_codec: How the video is kept; 'auto': exactly (ffv1) in pictures up to 256 x 256
+            pixels, where 4:2:0 and block coding would show, else h264.
 
     Returns:
         Path of the manifest.
@@ -117,16 +119,14 @@ def _checked(samples: Iterable[Sample]) -> Iterator[Sample]:
         yield sample
 
 
-def _write_shard(
-    first: Sample, rest: Iterable[Sample], path: Path, *, rgb_codec: RgbCodec
-) -> ShardInfo:
+def _write_shard(first: Sample, rest: Iterable[Sample], path: Path, *, rgb_codec: str) -> ShardInfo:
     entries: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in _chain(first, rest):
-                files = sample_members(sample, rgb_codec=rgb_codec)
+                files = sample_members(sample, rgb_codec=_codec_for(sample, rgb_codec=rgb_codec))
                 members = {
                     name: _add(tar, file, name=f"{sample.key}.{name}", content=content)
                     for name, content in files.items()
@@ -149,6 +149,16 @@ def _write_shard(
     )
     _write_atomically(path.with_name(info.index_name), index)
     return info
+
+
+def _codec_for(sample: Sample, *, rgb_codec: str) -> RgbCodec:
+    if rgb_codec not in (*RGB_ENCODINGS, "auto"):
+        known = ", ".join((*RGB_ENCODINGS, "auto"))
+        raise DataError(f"rgb_codec: expected one of {known}, got {rgb_codec!r}")
+    if rgb_codec == "auto":
+        height, width = sample.rgb.shape[1:3]
+        return "ffv1" if height * width <= _EXACT_PIXELS else "h264"
+    return cast(RgbCodec, rgb_codec)
 
 
 def _chain(first: Sample, rest: Iterable[Sample]) -> Iterator[Sample]:

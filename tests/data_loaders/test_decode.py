@@ -1,0 +1,180 @@
+import io
+
+import av
+import numpy as np
+import pytest
+
+from data_loaders.decode import (
+    decode_frames,
+    decode_labels,
+    decode_rgb,
+    encode_labels,
+    encode_rgb,
+    frame_to_rgb,
+    video_facts,
+)
+from data_loaders.schema import DataError
+from data_loaders.source_video import pick_by_time, read_at_rate
+
+
+def smooth_video(*, frames=6, height=48, width=64):
+    """Slow colour gradients: what a lossy codec keeps well."""
+    t, y, x = np.mgrid[:frames, :height, :width]
+    channels = (x * 3 + t * 2, y * 4 + 20, 200 - x - y + t)
+    return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("largest", [1, 255, 256, 65535])
+def test_labels_are_exact(largest):
+    labels = np.random.default_rng(0).integers(0, largest + 1, (5, 33, 47)).astype(np.uint16)
+    labels[0, 0, 0] = largest
+    decoded = decode_labels(encode_labels(labels, fps=8.0), name="x")
+    assert decoded.dtype == np.uint16
+    np.testing.assert_array_equal(decoded, labels)
+
+
+def test_ids_below_256_take_the_small_format():
+    labels = np.random.default_rng(0).integers(0, 256, (5, 32, 48)).astype(np.uint16)
+    assert len(encode_labels(labels, fps=8.0)) < 0.6 * len(encode_labels(labels * 200, fps=8.0))
+
+
+def test_ffv1_rgb_is_exact_at_an_odd_size():
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 33, 47, 3), dtype=np.uint8)
+    decoded = decode_rgb(encode_rgb(rgb, fps=8.0, codec="ffv1"), name="x")
+    np.testing.assert_array_equal(decoded, rgb)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_lossy_rgb_is_near_and_not_darker(codec):
+    rgb = smooth_video()
+    decoded = decode_rgb(encode_rgb(rgb, fps=8.0, codec=codec), name="x")
+    error = decoded.astype(float) - rgb
+    assert np.abs(error).mean() < 3.0
+    # swscale's default conversion from 4:2:0 is darker by one level on the mean.
+    assert abs(error.mean()) < 0.5
+
+
+def test_equal_input_gives_equal_bytes():
+    rgb = smooth_video()
+    for codec in ("h264", "vp9", "ffv1"):
+        assert encode_rgb(rgb, fps=8.0, codec=codec) == encode_rgb(rgb, fps=8.0, codec=codec)
+
+
+def test_odd_sizes_and_unknown_codecs_are_refused():
+    rgb = np.zeros((1, 33, 48, 3), np.uint8)
+    with pytest.raises(DataError, match="h264: expected an even height and width, got 33x48"):
+        encode_rgb(rgb, fps=8.0, codec="h264")
+
+
+def test_indices_choose_and_repeat_frames():
+    labels = np.arange(7, dtype=np.uint16)[:, None, None] * np.ones((1, 16, 16), np.uint16)
+    data = encode_labels(labels, fps=8.0)
+    assert decode_labels(data, name="x", indices=[0, 2, 2, 6])[:, 0, 0].tolist() == [0, 2, 2, 6]
+    with pytest.raises(DataError, match=r"clip\.mkv: expected 8 frame\(s\), decoded 7"):
+        decode_labels(data, name="clip.mkv", indices=[7])
+
+
+def test_what_is_no_video_is_named():
+    with pytest.raises(DataError, match=r"clip\.mp4: cannot be decoded as video"):
+        decode_rgb(b"no video at all" * 50, name="clip.mp4")
+
+
+def test_a_colour_video_is_no_label_map():
+    data = encode_rgb(smooth_video(), fps=8.0, codec="ffv1")
+    with pytest.raises(DataError, match="expected gray or gray16le, got bgr0"):
+        decode_labels(data, name="x")
+
+
+@pytest.mark.parametrize(
+    ("source_fps", "expected"),
+    [
+        (8.0, [0, 1, 2, 3, 4]),
+        (24.0, [0, 3, 6, 9, 12]),
+        (30.0, [0, 4, 8, 11, 15]),  # 3.75 frames apart; halves go up
+        (24000 / 1001, [0, 3, 6, 9, 12]),
+        (30000 / 1001, [0, 4, 7, 11, 15]),  # 2 / 8 s is frame 7.49
+        (4.0, [0, 1, 1, 2, 2]),
+    ],
+)
+def test_frames_are_picked_by_time(source_fps, expected):
+    timed = ((i / source_fps, i) for i in range(100))
+    picked = list(pick_by_time(timed, fps=8.0, num_frames=5, last_duration=1 / source_fps))
+    assert picked == expected
+
+
+def test_variable_rates_follow_the_time_stamps():
+    times = [0.0, 0.1, 0.5, 0.55, 1.0]
+    timed = zip(times, range(5), strict=True)
+    # Targets 0, .25, .5, .75, 1: .25 is nearer to .1 than to .5, .75 nearer to .55 than to 1.
+    assert list(pick_by_time(timed, fps=4.0, num_frames=5, last_duration=0.1)) == [0, 1, 2, 3, 4]
+
+
+def test_a_short_video_ends_where_it_ends():
+    timed = ((i / 8.0, i) for i in range(3))
+    assert list(pick_by_time(timed, fps=8.0, num_frames=9, last_duration=1 / 8)) == [0, 1, 2]
+    assert list(pick_by_time(iter([]), fps=8.0, num_frames=9, last_duration=1 / 8)) == []
+
+
+def test_a_file_is_read_at_the_rate_asked_for(tmp_path):
+    values = np.arange(30) * 8
+    rgb = np.broadcast_to(values[:, None, None, None], (30, 32, 48, 3)).astype(np.uint8)
+    path = tmp_path / "a.mkv"
+    path.write_bytes(encode_rgb(rgb, fps=30000 / 1001, codec="ffv1"))
+    video = read_at_rate(path, fps=8.0, num_frames=9, prepare=lambda frames: frames)
+    assert video.source_indices == (0, 4, 7, 11, 15, 19, 22, 26)
+    assert video.rgb[:, 0, 0, 0].tolist() == [values[i] for i in video.source_indices]
+    assert video.source_fps == pytest.approx(30000 / 1001, rel=1e-4)
+
+
+def test_a_rotated_video_is_turned_as_players_do(tmp_path):
+    rgb = np.zeros((2, 32, 64, 3), np.uint8)
+    rgb[:, :, :32] = 255  # left half white
+    path = tmp_path / "a.mp4"
+    data = bytearray(encode_rgb(rgb, fps=8.0, codec="h264"))
+    # Track header, version 0: the 3x3 matrix starts 40 bytes after the header's version field.
+    matrix = data.index(b"tkhd") + 4 + 40
+    one = (1 << 16).to_bytes(4, "big")
+    minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    nought = bytes(4)
+    # Quarter turn clockwise, as phones write it: x' = -y, y' = x.
+    data[matrix : matrix + 16] = nought + one + nought + minus
+    data[matrix + 16 : matrix + 20] = nought
+    path.write_bytes(bytes(data))
+    video = read_at_rate(path, fps=8.0, num_frames=1, prepare=lambda frames: frames)
+    assert video.rgb.shape == (1, 64, 32, 3)
+    assert video.rgb[0, :24].min() > 200  # the left half is now on top
+    assert video.rgb[0, 40:].max() < 50
+
+
+def test_facts_of_a_file(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(encode_rgb(smooth_video(), fps=24000 / 1001, codec="h264"))
+    facts = video_facts(path)
+    assert (facts.height, facts.width) == (48, 64)
+    assert facts.fps == pytest.approx(24000 / 1001)
+    with pytest.raises(DataError, match="cannot be opened as video"):
+        video_facts(tmp_path / "missing.mp4")
+
+
+def test_a_file_without_video_is_named(tmp_path):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="wav") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.sample_rate = 8000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with pytest.raises(DataError, match="expected a video stream, found none"):
+        list(decode_frames(buffer.getvalue(), name="x"))
+
+
+@pytest.mark.shared
+def test_real_clips_decode_in_their_own_colour_space(shared_clips):
+    # coffee.mp4 says BT.709: read as BT.601 its blue cup comes out more than 5 levels off.
+    path = shared_clips / "coffee.mp4"
+    frame = next(iter(decode_frames(path, name="coffee")))
+    ours = frame_to_rgb(frame).astype(float)
+    wrong = frame.reformat(format="rgb24", src_colorspace="ITU601").to_ndarray().astype(float)
+    right = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray().astype(float)
+    assert np.abs(ours - right).mean() < 2.0
+    assert np.abs(ours - wrong).max() > 5.0
