@@ -1,4 +1,4 @@
-"""Noise that belongs to samples: a sample's draws never depend on batch size, order or rank."""
+"""Noise of sampling, which belongs to the sample: it never depends on batch size, order or rank."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,26 +9,6 @@ from torch import Tensor
 
 _START, _STEP = 0, 1
 """Streams of one seed: the latents at pure noise, and the noise added by sampling steps."""
-
-
-def sample_noise(
-    shape: Sequence[int],
-    *,
-    generators: Sequence[torch.Generator],
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "b *shape"]:
-    """Standard normal noise, row k drawn by generator k alone and on its device.
-
-    Args:
-        shape: Shape of one sample, without the batch.
-        generators: One per sample; advanced by the draw.
-        dtype: Of the result.
-    """
-    if not generators:
-        raise ValueError("sample_noise: expected at least one generator, got none")
-    return torch.stack(
-        [torch.randn(*shape, generator=g, device=g.device, dtype=dtype) for g in generators]
-    )
 
 
 def start_noise(

@@ -76,7 +76,8 @@ def dpmpp_2m_sde(
         if callback is not None:
             callback(i, x, x0_hat)
         if i == len(steps) - 1:
-            return x0_hat
+            x = x0_hat
+            break
         estimate = x0_hat
         if x0_before is not None:
             h, h_last = _lambda(a_next) - _lambda(a), _lambda(a) - _lambda(steps.signal[i - 1])
@@ -87,7 +88,7 @@ def dpmpp_2m_sde(
         x = ratio * kept * x + a_next * (1 - kept**2) * estimate
         x = x + _sigma(a_next) * math.sqrt(1 - kept**2) * noise
         x0_before = x0_hat
-    raise AssertionError("SamplingSteps is never empty")
+    return x
 
 
 def _sigma(signal: float) -> float:

@@ -12,7 +12,7 @@ and float32 would lose digits in log(a / sigma) and in 1 - a^2.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,9 +39,9 @@ class NoiseSchedule:
         """Length of the tables."""
         return len(self.signal)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
         """Copy on `device`, so that a training step moves no table."""
-        return type(self)(
+        return NoiseSchedule(
             signal=self.signal.to(device), unscaled_signal=self.unscaled_signal.to(device)
         )
 

@@ -3,16 +3,12 @@
 import pytest
 import torch
 
-from sat_udpdiff.diffusion.noise import per_sample_noise, sample_noise, start_noise
+from sat_udpdiff.diffusion.noise import per_sample_noise, start_noise
 
 SHAPE = (2, 4, 3, 5)
 GOLDEN_START = [1.3795260, -0.2700774, -0.5974392, 1.6330458]
 GOLDEN_STEP_3 = [-1.2865396, 2.0231733, 0.3806536, -0.7145764]
 SEEDS = [7, 0, 123456789012345, 2**31, 2**31 + 2**32]
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def test_batch_size_and_order_do_not_change_a_sample():
@@ -48,19 +44,8 @@ def test_a_seed_keeps_its_noise():
     assert torch.allclose(per_sample_noise([1], shape=(4,))(3)[0], expected, atol=1e-6)
 
 
-def test_training_noise_belongs_to_its_generator():
-    whole = sample_noise(SHAPE, generators=generators(4, 5, 6))
-    assert whole.shape == (3, *SHAPE)
-    for row, seed in enumerate((4, 5, 6)):
-        alone = sample_noise(SHAPE, generators=generators(seed))
-        assert torch.equal(alone[0], whole[row])
-    assert sample_noise(SHAPE, generators=generators(4), dtype=torch.float64).dtype == torch.float64
-
-
 def test_bad_seeds_are_refused():
     with pytest.raises(ValueError, match=r"seeds: expected .* >= 0, got \[3, -1\]"):
         start_noise([3, -1], shape=SHAPE)
     with pytest.raises(ValueError, match=r"seeds: .* got \[\]"):
         per_sample_noise([], shape=SHAPE)
-    with pytest.raises(ValueError, match="at least one generator"):
-        sample_noise(SHAPE, generators=[])
