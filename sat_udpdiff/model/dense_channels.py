@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sat_udpdiff.config import InitConfig, ModelConfig
-from sat_udpdiff.model.mixins import PatchProjection
+from sat_udpdiff.model.mixins import OutputProjection, PatchProjection
 from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
 from sat_udpdiff.sat_compat import BaseMixin, BaseModel
 
@@ -30,17 +30,17 @@ class DenseChannels(BaseMixin):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.channels = total_channels(config)
+        self.config = config
 
     def reinit(self, parent_model: BaseModel | None = None) -> None:
         """SAT calls this when the mixin is added with `reinit=True`."""
         assert parent_model is not None
         patch_embed = parent_model.get_mixin("patch_embed")
         final_layer = parent_model.get_mixin("final_layer")
-        proj, linear = patch_embed.proj, final_layer.linear
-        patch = proj.kernel_size[0]
-        patch_embed.proj = PatchProjection(self.channels, proj.out_channels, patch=patch)
-        final_layer.linear = nn.Linear(linear.in_features, self.channels * patch**2)
+        channels, groups = total_channels(self.config), 1 + self.config.dense_groups
+        hidden, patch = self.config.hidden_size, self.config.patch_size
+        patch_embed.proj = PatchProjection(channels, hidden, patch=patch, groups=groups)
+        final_layer.linear = OutputProjection(hidden, channels * patch**2, groups=groups)
 
 
 def total_channels(config: ModelConfig) -> int:

@@ -84,7 +84,7 @@ class UDPDiffTransformer(BaseModel):
         Raises:
             ValueError: A shape does not fit, or the task is missing.
         """
-        self._check_inputs(latents, timesteps=timesteps, text=text, task=task)
+        check_inputs(latents, config=self.config, timesteps=timesteps, text=text, task=task)
         dtype = self.time_embed[0].weight.dtype
         latents, text = latents.to(dtype), text.to(dtype)
         patch = self.config.patch_size
@@ -102,32 +102,6 @@ class UDPDiffTransformer(BaseModel):
         return super().forward(
             unused, unused, unused, latents=latents, text=text, emb=emb, grid=grid
         )[0]
-
-    def _check_inputs(
-        self, latents: Tensor, *, timesteps: Tensor, text: Tensor, task: Tensor | None
-    ) -> None:
-        config, batch = self.config, latents.shape[0]
-        channels, patch = total_channels(config), config.patch_size
-        if latents.ndim != 5 or latents.shape[2] != channels:
-            raise ValueError(
-                f"latents: expected (b, t, {channels}, h, w), got {tuple(latents.shape)}"
-            )
-        if latents.shape[3] % patch or latents.shape[4] % patch:
-            raise ValueError(
-                f"latents: expected height and width divisible by {patch}, "
-                f"got {latents.shape[3]}x{latents.shape[4]}"
-            )
-        if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.text_dim:
-            raise ValueError(
-                f"text: expected ({batch}, n, {config.text_dim}), got {tuple(text.shape)}"
-            )
-        if timesteps.shape != (batch,):
-            raise ValueError(f"timesteps: expected ({batch},), got {tuple(timesteps.shape)}")
-        if config.task_signal == "embedding" and (task is None or task.shape != (batch,)):
-            got = None if task is None else tuple(task.shape)
-            raise ValueError(
-                f"task: expected ids of shape ({batch},) (model.task_signal=embedding), got {got}"
-            )
 
 
 def build_network(
@@ -209,6 +183,35 @@ def check_numbers(config: ModelConfig) -> None:
         raise ValueError(
             "model.hidden_size: expected a multiple of 16 for sincos positions, "
             f"got {config.hidden_size}"
+        )
+
+
+def check_inputs(
+    latents: Tensor,
+    *,
+    config: ModelConfig,
+    timesteps: Tensor,
+    text: Tensor,
+    task: Tensor | None,
+) -> None:
+    """Raise ValueError, naming expected and got, where an input does not fit the network."""
+    batch = latents.shape[0]
+    channels, patch = total_channels(config), config.patch_size
+    if latents.ndim != 5 or latents.shape[2] != channels:
+        raise ValueError(f"latents: expected (b, t, {channels}, h, w), got {tuple(latents.shape)}")
+    if latents.shape[3] % patch or latents.shape[4] % patch:
+        raise ValueError(
+            f"latents: expected height and width divisible by {patch}, "
+            f"got {latents.shape[3]}x{latents.shape[4]}"
+        )
+    if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.text_dim:
+        raise ValueError(f"text: expected ({batch}, n, {config.text_dim}), got {tuple(text.shape)}")
+    if timesteps.shape != (batch,):
+        raise ValueError(f"timesteps: expected ({batch},), got {tuple(timesteps.shape)}")
+    if config.task_signal == "embedding" and (task is None or task.shape != (batch,)):
+        got = None if task is None else tuple(task.shape)
+        raise ValueError(
+            f"task: expected ids of shape ({batch},) (model.task_signal=embedding), got {got}"
         )
 
 
