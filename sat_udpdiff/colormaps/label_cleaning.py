@@ -31,15 +31,12 @@ def label_edges(
     """
     height, width = flat.shape
     rows, columns = np.nonzero(~flat)
-    across = np.arange(width, dtype=np.int32)
-    down = np.arange(height, dtype=np.int32)[:, None]
-    # Position of the nearest flat pixel in each direction; -1 or the size where there is none.
-    left = np.maximum.accumulate(np.where(flat, across, -1), axis=1)[rows, columns]
-    right = np.minimum.accumulate(np.where(flat, across, width)[:, ::-1], axis=1)
-    right = right[rows, width - 1 - columns]
-    up = np.maximum.accumulate(np.where(flat, down, -1), axis=0)[rows, columns]
-    below = np.minimum.accumulate(np.where(flat, down, height)[::-1], axis=0)
-    below = below[height - 1 - rows, columns]
+    left, right = _run_ends(~flat)
+    up, below = _run_ends(np.ascontiguousarray(~flat.T))
+    order = np.argsort(columns, kind="stable")  # of the transposed picture: column by column
+    unsorted = np.empty_like(order)
+    unsorted[order] = np.arange(len(order))
+    up, below = up[unsorted], below[unsorted]
     own = smooth[rows, columns].astype(np.int32)
     colors = palette.astype(np.int32)
     best = np.full(len(rows), np.iinfo(np.int32).max, np.int32)
@@ -55,6 +52,24 @@ def label_edges(
     result = labels.copy()
     result[rows, columns] = chosen
     return result
+
+
+def _run_ends(
+    marked: Bool[np.ndarray, "h w"],
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Column before and after the horizontal run of marked pixels each marked pixel is in.
+
+    In reading order; -1 or the width where the run touches the border.
+    """
+    width = marked.shape[1]
+    at = np.flatnonzero(marked)
+    column = at % width
+    starts = np.ones(len(at), bool)
+    starts[1:] = (np.diff(at) > 1) | (column[1:] == 0)
+    first = np.flatnonzero(starts)
+    lengths = np.diff(np.append(first, len(at)))
+    before = np.repeat(column[first] - 1, lengths)
+    return before, before + np.repeat(lengths + 1, lengths)
 
 
 def vote(around: UInt16[np.ndarray, "s h w"]) -> _Labels:
@@ -104,7 +119,7 @@ def _components(labels: _Labels) -> tuple[np.ndarray, Int64[np.ndarray, " n"]]:
     grid[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
     grid[1::2, ::2] = labels[1:] == labels[:-1]
     _, numbered = cv2.connectedComponents(grid, connectivity=4, ltype=cv2.CV_32S)
-    component = numbered[::2, ::2]
+    component = np.ascontiguousarray(numbered[::2, ::2]) - 1  # 0 is the closed places
     return component, np.bincount(component.ravel())
 
 
@@ -117,18 +132,20 @@ def absorb_small(labels: _Labels, *, min_area: int) -> _Labels:
     for _ in range(2):
         component, sizes = _components(result)
         small = sizes < min_area
-        small[0] = False  # OpenCV's background: the closed places between pixels
         if not small.any():
             break
-        result = _absorb_once(result, component=component, small=small)
+        result, left_over = _absorb_once(result, component=component, small=small)
+        if not left_over:
+            break
     return result
 
 
 def _absorb_once(
     labels: _Labels, *, component: np.ndarray, small: Bool[np.ndarray, " n"]
-) -> _Labels:
+) -> tuple[_Labels, bool]:
+    """New labels, and whether a component touched none that is large."""
     height, width = labels.shape
-    rows, columns = np.nonzero(small[component])
+    rows, columns = np.divmod(np.flatnonzero(small[component]), width)
     owners, touched = [], []
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         y, x = rows + dy, columns + dx
@@ -148,4 +165,4 @@ def _absorb_once(
     result = labels.copy()
     known = new >= 0
     result[rows[known], columns[known]] = new[known]
-    return result
+    return result, not known.all()

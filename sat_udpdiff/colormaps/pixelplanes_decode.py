@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, UInt8, UInt16
+from jaxtyping import Bool, Int32, UInt8, UInt16
 
 from sat_udpdiff.colormaps import label_cleaning, palette_search
 from sat_udpdiff.colormaps.clip_checks import check_rgb_clip
-from sat_udpdiff.colormaps.nearest_color import NearestColor, pack
+from sat_udpdiff.colormaps.nearest_color import NearestColor, coarse_codes, coarse_nearest, pack
 
 _BLACK_RADIUS = 12.0
 _MAX_CLEAN_COLORS = 1024
@@ -78,13 +78,13 @@ def decode_with_palette(
     height, width = rgb.shape[1:3]
     area = default_min_area(height=height, width=width) if min_area is None else min_area
     smooth = np.stack(_each(len(rgb), lambda t: cv2.medianBlur(rgb[t], 3)))
-    sigma = palette_search.noise_level(rgb, smooth=smooth)
-    threshold = palette_search.flat_threshold(sigma)
+    noise = palette_search.pixel_noise(rgb, smooth=smooth)
+    threshold = palette_search.flat_threshold(noise)
     flat = np.stack(
         _each(len(rgb), lambda t: palette_search.flat_mask(smooth[t], threshold=threshold))
     )
     if palette is None:
-        rows = _found_rows(smooth, flat=flat, sigma=sigma)
+        rows = _found_rows(smooth, flat=flat)
     else:
         rows = np.concatenate([np.zeros((1, 3), np.uint8), palette])
     labels = _label(smooth, flat=flat, rows=rows, min_area=area)
@@ -123,14 +123,16 @@ def _read_clean(
 
 
 def _found_rows(
-    smooth: UInt8[np.ndarray, "t h w 3"], *, flat: np.ndarray, sigma: float
+    smooth: UInt8[np.ndarray, "t h w 3"], *, flat: Bool[np.ndarray, "t h w"]
 ) -> UInt8[np.ndarray, "n 3"]:
     """Black, and the colours found; black is row 0 whether it occurs or not."""
     height, width = flat.shape[1:]
+    spread = palette_search.color_spread(smooth, flat=flat)
     stride = max(1, round((height * width / 21_600) ** 0.5))
     few = (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
-    found = palette_search.find_palette(smooth[few][flat[few]], sigma=sigma)
-    black = (found**2).sum(axis=1) <= max(_BLACK_RADIUS, 2 * sigma) ** 2
+    found = palette_search.find_palette(smooth[few][flat[few]], spread=spread)
+    # Noise on black is cut off below 0, which makes its mean brighter.
+    black = (found**2).sum(axis=1) <= max(_BLACK_RADIUS, 2 * spread) ** 2
     rows = np.concatenate([np.zeros((1, 3)), found[~black]])
     return rows.round().astype(np.uint8)
 
@@ -138,16 +140,16 @@ def _found_rows(
 def _label(
     smooth: UInt8[np.ndarray, "t h w 3"],
     *,
-    flat: np.ndarray,
+    flat: Bool[np.ndarray, "t h w"],
     rows: UInt8[np.ndarray, "n 3"],
     min_area: int,
 ) -> UInt16[np.ndarray, "t h w"]:
-    nearest = NearestColor(rows)
+    table = coarse_nearest(rows)
     count = len(smooth)
 
     def assign(t: int) -> np.ndarray:
         return label_cleaning.label_edges(
-            nearest(smooth[t]), flat=flat[t], smooth=smooth[t], palette=rows
+            table.take(coarse_codes(smooth[t])), flat=flat[t], smooth=smooth[t], palette=rows
         )
 
     raw = np.stack(_each(count, assign))
