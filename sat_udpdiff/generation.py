@@ -6,7 +6,7 @@ from its own seed, and text is encoded, guided and decoded sample by sample.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 
 
+@runtime_checkable
 class Network(Protocol):
     """What sampling needs of `UDPDiffTransformer`."""
 
@@ -105,7 +106,7 @@ def generate(
     *,
     encoders: Encoders,
     config: Config,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], object] | None = None,
 ) -> list[GeneratedSample]:
     """One sample per seed of the request, in their order.
 
@@ -144,7 +145,7 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
     seeds: tuple[int, ...],
     encoders: Encoders,
     config: Config,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], object] | None = None,
 ) -> Float[Tensor, "b t c h w"]:
     """Latents of one batch, video channels first, float32; arguments as for `generate`."""
     device, settings, count = encoders.codec.device, config.sample, len(seeds)
@@ -175,7 +176,8 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
             timestep=steps.timesteps[step],
             num_steps=len(steps),
         )
-        return steps.x0_from_velocity(x, velocity=guide(*v.chunk(2), scale), step=step)
+        uncond, cond = v.chunk(2)
+        return steps.x0_from_velocity(x, velocity=guide(uncond, cond, scale), step=step)
 
     def callback(step: int, x: Tensor, x0_hat: Tensor) -> None:
         if on_step is not None:
@@ -206,22 +208,28 @@ def check_request(request: SampleRequest, *, config: Config) -> None:
             raise ValueError(f"{name}: expected a multiple of {cell} pixels, got {size}")
 
 
-def check_task(task: str | None, *, config: Config) -> None:
-    """Raise ValueError unless the network makes dense maps of this task, or none at all."""
+def check_task(task: str | None, *, config: Config) -> Task | None:
+    """The task, if the network makes dense maps of it; None for a network that makes none.
+
+    Raises:
+        ValueError: Unknown, not trained, missing, or given where there are no dense maps.
+    """
     if config.model.dense_groups == 0:
         if task is not None:
             raise ValueError(
                 f"task: this network makes no dense map (model.dense_groups=0); leave {task!r} out"
             )
-    elif task is None:
+        return None
+    if task is None:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got none")
-    elif task not in TASKS:
+    if task not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}{hint(task, TASKS)}, got {task}")
-    elif task not in config.data.tasks:
+    if task not in config.data.tasks:
         raise ValueError(
             f"task: this network was trained on {', '.join(config.data.tasks)} only "
             f"(data.tasks), got {task}"
         )
+    return cast(Task, task)
 
 
 def to_uint8(rgb: Float[Tensor, "t 3 h w"]) -> UInt8[np.ndarray, "t h w 3"]:

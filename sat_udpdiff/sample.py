@@ -1,4 +1,4 @@
-"""Make videos and their dense maps from prompts.
+r"""Make videos and their dense maps from prompts.
 
     python sat_udpdiff/sample.py --load RUN --task depth --prompt "a red disc moves left" \
         --seed 1 --output SAMPLES
@@ -30,6 +30,7 @@ from sat_udpdiff.generation import (
     GeneratedSample,
     SampleRequest,
     check_request,
+    check_task,
     generate,
 )
 from sat_udpdiff.outputs import write_sample
@@ -97,11 +98,12 @@ def plan(options: argparse.Namespace, *, config: Config) -> list[Job]:
         if getattr(options, name) is None:
             raise ValueError(f"--{name}: expected a path, got nothing")
     seeds = tuple(dict.fromkeys(options.seeds or [config.seed]))
+    task = check_task(options.task, config=config)
     data, jobs = config.data, []
     for index, prompt in enumerate(_prompts(options)):
         request = SampleRequest(
             prompt=prompt,
-            task=options.task,
+            task=task,
             seeds=seeds,
             num_frames=data.num_frames,
             height=data.height,

@@ -66,6 +66,7 @@ class NearestColor:
     def _fill(self, codes: np.ndarray) -> None:
         cube = self._table.reshape(16, _CELL, 16, _CELL, 16, _CELL)
         cells = np.unique((codes >> 20 << 8) | (codes >> 12 & 15) << 4 | (codes >> 4 & 15))
+        cells = cells.astype(np.int64)  # codes may be unsigned, distances may not
         blue, green, red = cells >> 8, cells >> 4 & 15, cells & 15
         near = far = np.int64(0)
         for channel, cell in enumerate((red, green, blue)):

@@ -49,7 +49,8 @@ class TextEncoder:
         self.device = torch.device(device)
         self.dtype = DTYPES[config.dtype]
         self.tokenizer = tokenizer
-        self.model = model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
+        self.model: Any = model  # transformers types `to` as if it were a function
+        self.model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
 
     @classmethod
     def load(
@@ -143,9 +144,10 @@ def _load_model(source: WeightSource, *, dtype: torch.dtype) -> "T5EncoderModel"
     from transformers import T5EncoderModel
 
     # In its final dtype from the start: T5-XXL in fp32 is 19 GB of host memory per rank.
-    model, info = T5EncoderModel.from_pretrained(
+    loaded: Any = T5EncoderModel.from_pretrained(
         source.name, output_loading_info=True, dtype=dtype, **_place(source, default="")
     )
+    model, info = loaded
     # transformers only logs these; decoder tensors of a full T5 are left over and harmless.
     wrong = [*info["missing_keys"], *info["mismatched_keys"]]
     if wrong:

@@ -6,7 +6,7 @@ default of diffusers, gives other latents. Decoding, on the contrary, was always
 3, 2, 2, ... latent frames, and diffusers' default is the same.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -18,7 +18,7 @@ from sat_udpdiff.encoders.latents import LatentDistribution, LatentSize, latent_
 from sat_udpdiff.encoders.source import DTYPES, find_source, loading_error
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLCogVideoX
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
 _KEY = "codec.weights"
 _GET = (
@@ -56,7 +56,7 @@ class VideoCodec:
         self.latent_channels = int(vae.config["latent_channels"])
         # torch's own `to`: that of diffusers warns about an empty list of float32 modules.
         torch.nn.Module.to(vae, device=self.device, dtype=self.dtype)
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae: Any = vae.eval().requires_grad_(False)
         if config.tiling:
             self._enable_tiling()
         if config.slicing:
@@ -73,10 +73,10 @@ class VideoCodec:
         source = find_source(
             config.weights, subfolder=config.subfolder, tiny="codec", key=_KEY, get=_GET
         )
-        from diffusers import AutoencoderKLCogVideoX
+        from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
         try:
-            vae, info = AutoencoderKLCogVideoX.from_pretrained(
+            loaded: Any = AutoencoderKLCogVideoX.from_pretrained(
                 source.name,
                 subfolder=source.subfolder or None,
                 local_files_only=source.is_local,
@@ -85,6 +85,7 @@ class VideoCodec:
             )
         except Exception as cause:
             raise loading_error(source, key=_KEY, get=_GET, cause=cause) from cause
+        vae, info = loaded
         # diffusers only logs these: a codec with missing tensors would run on random ones.
         wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
         if wrong:
@@ -113,7 +114,7 @@ class VideoCodec:
         )
 
     @torch.no_grad()
-    def encode(self, rgb: Float[Tensor, "b t 3 h w"]) -> LatentDistribution:
+    def encode(self, rgb: Float[Tensor, "b t c h w"]) -> LatentDistribution:
         """Encode clips.
 
         Args:

@@ -13,6 +13,7 @@ itself and the four words to each side. Everything else is random from the seed.
 import argparse
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _TASK_WORDS = ("depth", "map", "segmentation", "video")
 _PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
 _MARKS = ".,;:!?'\"()-/"
-_SCENES = {"simple": 600, "full": 400}
+_SCENES: tuple[tuple[Literal["simple", "full"], int], ...] = (("simple", 600), ("full", 400))
 
 _HEAD_OFFSETS = (-1, 1, -2, 2)
 _NEIGHBOUR_BIAS = 7.0
@@ -39,7 +40,7 @@ _SCORE_STD = 0.5
 def world_words(*, seed: int) -> list[str]:
     """Words of the captions of both worlds, sorted; numbers excluded (digits are pieces)."""
     words: set[str] = set(_TASK_WORDS)
-    for world, count in _SCENES.items():
+    for world, count in _SCENES:
         config = WorldConfig(world=world)
         for index in range(count):
             scene = make_scene(index, seed=seed, config=config)
@@ -102,7 +103,8 @@ def make_model(*, vocabulary_size: int, seed: int) -> T5EncoderModel:
             match = [std for part, std in stds.items() if f"{part}.weight" in name]
             if match:
                 parameter.normal_(0.0, match[0], generator=generator)
-        attention = model.encoder.block[0].layer[0].SelfAttention
+        block: Any = model.encoder.block[0]
+        attention = block.layer[0].SelfAttention
         attention.relative_attention_bias.weight.zero_()
         for head, offset in enumerate(_HEAD_OFFSETS):
             # Buckets of T5: distances below 8 one by one, words ahead in the second half.
