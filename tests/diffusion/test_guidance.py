@@ -41,6 +41,7 @@ def test_dynamic_step_rises_late_from_one():
     assert guidance_scale("dynamic_step", scale=6.0, step=50, timestep=0, num_steps=50) == 7.0
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"sample\.guidance: expected constant, .* got 'cosine'"):
         scales("cosine")

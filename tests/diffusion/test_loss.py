@@ -111,6 +111,7 @@ def test_gradient_reaches_the_network_and_not_the_targets():
     assert scale.grad.item() == pytest.approx((total[0] - total[1]).item() / (2 * step), rel=1e-6)
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_mistakes_that_would_broadcast_are_refused():
     case = inputs()
     with pytest.raises(ValueError, match="need noise of that shape"):

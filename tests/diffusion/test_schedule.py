@@ -160,6 +160,7 @@ def test_impossible_number_of_steps_is_refused(num_steps: int):
         sampling_steps(num_steps, noise_schedule=schedule())
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_unknown_step_schedule_is_refused():
     with pytest.raises(
         ValueError, match=r"sample\.schedule: expected diffusers or sat, got 'linear'"

@@ -83,6 +83,7 @@ def test_unstratified_draws_use_the_whole_range():
     assert t.max() > 994
 
 
+@pytest.mark.usefixtures("as_in_production")
 def test_impossible_batches_are_refused():
     with pytest.raises(ValueError, match="expected >= 1, got 0, 1000"):
         draw([0.5], [0], 0)
