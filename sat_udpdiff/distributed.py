@@ -83,10 +83,11 @@ def init_distributed(*, device: str | None = None, timeout_minutes: int = 30) ->
     _fill_environment(facts, local_rank=index)
     if kind != "cpu":
         torch.cuda.set_device(place.device)
+    # One process needs no port, so that many can be started side by side.
+    alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(
         place.backend,
-        # One process needs no port, so that many can be started side by side.
-        store=dist.HashStore() if place.world_size == 1 else None,
+        store=alone if place.world_size == 1 else None,
         rank=place.rank,
         world_size=place.world_size,
         timeout=timedelta(minutes=timeout_minutes),

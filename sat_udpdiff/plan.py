@@ -23,6 +23,7 @@ from sat_udpdiff.model.accounting import forward_flops
 from sat_udpdiff.model.dense_channels import total_channels
 from sat_udpdiff.model.transformer import build_network
 
+_RECOMPUTED_LAYERS = {"none": "no layer", "selective": "every second layer", "full": "every layer"}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 # Values kept for the backward pass of one block, per token and in units of hidden_size; counted
@@ -96,7 +97,7 @@ def derive_sizes(config: Config) -> Sizes:
     latent = _latent_shape(config)
     video_tokens = latent[0] * latent[2] * latent[3] // config.model.patch_size**2
     parameters = count_parameters(config)
-    forward = forward_flops(config.model, latent[0], latent[2], latent[3])
+    forward = float(forward_flops(config.model, latent[0], latent[2], latent[3]))
     # The backward pass costs two forwards, and each recomputed layer one more of its own.
     recomputed = {"none": 0.0, "selective": 0.5, "full": 1.0}
     passes = 3 + recomputed[config.model.activation_checkpointing]
@@ -134,14 +135,14 @@ def estimate_memory(config: Config, *, sizes: Sizes, world_size: int) -> Memory:
         gradients=count * width / shard[2],
         # fp32 master weights and the two moments of AdamW.
         optimizer=12 * count / shard[1],
-        ema=4 * count / shard[1] if config.ema.enabled else 0,
+        ema=4 * count / shard[1] if config.ema.enabled else 0.0,
         # Reduction is overlapped with the backward pass, which takes two buckets; gathering one.
-        buckets=3 * bucket if stage else 0,
-        step=4 * count / shard[1] if width < 4 else 0,
+        buckets=3.0 * bucket if stage else 0.0,
+        step=4 * count / shard[1] if width < 4 else 0.0,
         activations=_activation_bytes(config, sizes=sizes) * config.train.micro_batch_size,
         encoders=_encoder_bytes(config),
         encoding=_encoding_bytes(config),
-        overhead=0 if config.model.family == "tiny" else _CUDA_OVERHEAD,
+        overhead=0.0 if config.model.family == "tiny" else _CUDA_OVERHEAD,
     )
 
 
@@ -193,9 +194,9 @@ def _activation_bytes(config: Config, *, sizes: Sizes) -> float:
 def _encoder_bytes(config: Config) -> float:
     text = _local_bytes(_folder(config.text.weights, name="text"))
     codec = _local_bytes(_folder(config.codec.weights, name="codec"))
-    return (text or _T5_XXL_PARAMETERS * _BYTES[config.text.dtype]) + (
-        codec or _CODEC_PARAMETERS * _BYTES[config.codec.dtype]
-    )
+    text = text or _T5_XXL_PARAMETERS * _BYTES[config.text.dtype]
+    codec = codec or _CODEC_PARAMETERS * _BYTES[config.codec.dtype]
+    return float(text + codec)
 
 
 def _encoding_bytes(config: Config) -> float:
@@ -207,7 +208,7 @@ def _encoding_bytes(config: Config) -> float:
     if description.is_file():
         channels = json.loads(description.read_text(encoding="utf-8"))["block_out_channels"][0]
     values = data.num_frames * data.height * data.width * channels
-    return values * _BYTES[config.codec.dtype] * _CODEC_MAPS
+    return float(values * _BYTES[config.codec.dtype] * _CODEC_MAPS)
 
 
 def _folder(weights: str, *, name: str) -> Path:
@@ -241,8 +242,8 @@ def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:
         ("samples drawn", f"{batch * train.steps:,} in {train.steps:,} steps"),
         ("samples per epoch", _format_samples(config, sizes=sizes, batch=batch)),
         ("forward", f"{_flops(sizes.forward_flops)} per sample, the network alone"),
-        ("step", f"{_flops(sizes.sample_flops * batch)} with "
-                 f"{config.model.activation_checkpointing} recomputation"),
+        ("step", f"{_flops(sizes.sample_flops * batch)} recomputing "
+                 f"{_RECOMPUTED_LAYERS[config.model.activation_checkpointing]}"),
         ("run", f"{_flops(sizes.sample_flops * batch * train.steps)}"),
         ("checkpoint", f"{sizes.checkpoint_bytes / 1e9:.2f} GB, of which the network "
                        f"{sizes.network_bytes / 1e9:.2f} GB"),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_loaders.shard_writer import write_shards
+from data_loaders.synthetic import WorldConfig, make_clip
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.plan import Memory, derive_sizes, dry_run_report, estimate_memory
@@ -161,6 +163,15 @@ def test_samples_are_counted_where_shards_are(tmp_path):
     config = load("tiny", "multitask", overrides=[f"data.shards={tmp_path / 'none'}"])
     assert derive_sizes(config).samples is None
     assert f"unknown, no shards at {tmp_path / 'none'}" in dry_run_report(config, world_sizes=[1])
+
+
+def test_samples_of_shards_give_the_epochs(tmp_path):
+    world = WorldConfig(max_entities=2)
+    shards = tmp_path / "shards"
+    write_shards((make_clip(i, seed=0, config=world) for i in range(3)), shards)
+    config = load("tiny", "multitask", overrides=[f"data.shards={shards}", "train.steps=6"])
+    report = dry_run_report(config, world_sizes=[1])
+    assert find_line(report, "samples per epoch").endswith(" 3; the run takes 16.00 epochs")
 
 
 def test_defaults_are_the_5b_model():
