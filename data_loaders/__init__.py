@@ -1,0 +1,1 @@
+"""Data: schema, synthetic world, ingest, shards, and the loader that reads them."""

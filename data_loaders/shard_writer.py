@@ -11,7 +11,7 @@ from dataclasses import asdict
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 from data_loaders.decode import RGB_ENCODINGS, RgbCodec, encode_labels, encode_rgb
 from data_loaders.schema import (
@@ -61,7 +61,7 @@ def write_shards(
     *,
     samples_per_shard: int = 64,
     overwrite: bool = False,
-    rgb_codec: RgbCodec | Literal["auto"] = "auto",
+    rgb_codec: str = "auto",
 ) -> Path:
     """Write a data set.
 
@@ -73,7 +73,7 @@ def write_shards(
         out: Folder, made if missing.
         samples_per_shard: Samples in each tar but the last.
         overwrite: Replace shards that are there.
-        rgb_codec: How the video is kept; 'auto': exactly (ffv1) in pictures up to 256 x 256
+        rgb_codec: 'h264', 'vp9', 'ffv1' (exact), or 'auto': ffv1 for pictures up to 256 x 256
             pixels, where 4:2:0 and block coding would show, else h264.
 
     Returns:
@@ -81,7 +81,7 @@ def write_shards(
 
     Raises:
         DataError: Shards are there and `overwrite` is off; no samples; a key came twice; a sample
-            that is not valid.
+            that is not valid; an unknown codec.
         OSError: The disk is full or not writable.
     """
     if samples_per_shard < 1:

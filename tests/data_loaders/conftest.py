@@ -8,7 +8,7 @@ import pytest
 from data_loaders.schema import Sample, SampleMeta
 
 
-def _noise_sample(i, *, frames=9, height=32, width=48, fps=8.0, entities=7, depth=True, ids=True):
+def _noise_sample(i, *, frames=5, height=16, width=24, fps=8.0, entities=7, depth=True, ids=True):
     rng = np.random.default_rng(i)
     shape = (frames, height, width)
     # Every id appears, so that num_entities is true.

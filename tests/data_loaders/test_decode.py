@@ -60,7 +60,7 @@ def test_equal_input_gives_equal_bytes():
         assert encode_rgb(rgb, fps=8.0, codec=codec) == encode_rgb(rgb, fps=8.0, codec=codec)
 
 
-def test_odd_sizes_and_unknown_codecs_are_refused():
+def test_odd_sizes_are_refused_where_colour_is_halved():
     rgb = np.zeros((1, 33, 48, 3), np.uint8)
     with pytest.raises(DataError, match="h264: expected an even height and width, got 33x48"):
         encode_rgb(rgb, fps=8.0, codec="h264")

@@ -1,0 +1,360 @@
+import logging
+import threading
+from dataclasses import replace
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
+from data_loaders.loader import batches
+from data_loaders.order import color_generator, draws
+from data_loaders.schema import DataError
+from data_loaders.shards import ShardIndex, StoredSample, write_shards
+from sat_udpdiff.colormaps import depth as depth_colormap
+from sat_udpdiff.colormaps import pixelplanes
+from sat_udpdiff.config import ColormapConfig, Config, DataConfig, ModelConfig, TrainConfig
+
+NUM_CLIPS = 7
+
+
+@pytest.fixture
+def config(tmp_path, noise_sample):
+    folder = tmp_path / "data"
+    write_shards((noise_sample(i) for i in range(NUM_CLIPS)), folder, samples_per_shard=3)
+    return make_config(folder)
+
+
+def make_config(folder, **data):
+    return Config(
+        seed=5,
+        data=replace(
+            DataConfig(
+                shards=str(folder), num_frames=5, height=16, width=24, fps=8.0, num_workers=0
+            ),
+            **data,
+        ),
+        train=TrainConfig(micro_batch_size=1),
+    )
+
+
+def take(config, count, **place):
+    iterator = batches(config, **place)
+    found = list(islice(iterator, count))
+    iterator.close()
+    return found
+
+
+def describe(batch):
+    """Everything of a batch per sample, comparable."""
+    dense = [None] * len(batch.keys) if batch.dense is None else batch.dense
+    return [
+        (
+            int(batch.numbers[i]),
+            batch.keys[i],
+            batch.captions[i],
+            int(batch.task[i]),
+            bool(batch.drop_caption[i]),
+            batch.rgb[i].numpy().tobytes(),
+            None if dense[i] is None else dense[i].numpy().tobytes(),
+        )
+        for i in range(len(batch.keys))
+    ]
+
+
+def with_batch(config, size, accumulation=1):
+    return replace(
+        config, train=replace(config.train, micro_batch_size=size, accumulation_steps=accumulation)
+    )
+
+
+def test_a_batch_holds_what_the_schema_says(config, noise_sample):
+    (batch,) = take(with_batch(config, 3), 1)
+    assert batch.rgb.shape == batch.dense.shape == (3, 5, 3, 16, 24)
+    assert batch.rgb.dtype == batch.dense.dtype == torch.float32
+    assert batch.task.dtype == batch.numbers.dtype == torch.int64
+    for i, key in enumerate(batch.keys):
+        sample = noise_sample(int(key.removeprefix("clip-")))
+        rgb = ((batch.rgb[i].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+        np.testing.assert_array_equal(rgb, sample.rgb)
+        drawn = draws(i, seed=5, data=config.data)
+        expected = sample.caption_long if drawn.use_long_caption else sample.caption_short
+        assert batch.captions[i] == expected
+        assert batch.task[i] == drawn.task_id
+        assert batch.drop_caption[i] == (drawn.drop_uniform < 0.1)
+    assert batch.rgb.min() == -1 and batch.rgb.max() == 1
+
+
+def test_the_dense_map_is_the_map_of_the_task(config, noise_sample):
+    seen = set()
+    for n, batch in enumerate(take(config, 12)):
+        sample = noise_sample(int(batch.keys[0].removeprefix("clip-")))
+        dense = ((batch.dense[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+        seen.add(int(batch.task[0]))
+        if batch.task[0] == 1:
+            disparity = sample.depth.astype(np.float32) / np.float32(65535)
+            np.testing.assert_array_equal(dense, depth_colormap.encode(disparity))
+            continue
+        generator = color_generator(seed=5, epoch=n // NUM_CLIPS, key=sample.key)
+        colors = pixelplanes.draw_colors(7, generator=generator, min_distance=0.0)
+        np.testing.assert_array_equal(dense, pixelplanes.encode(sample.entity_ids, colors=colors))
+    assert seen == {0, 1}
+
+
+def test_a_clip_gets_new_colours_in_the_next_epoch(config):
+    config = replace(
+        config, data=replace(config.data, tasks=("segmentation",), task_weights=(1.0,))
+    )
+    by_key = {}
+    for batch in take(config, 2 * NUM_CLIPS):
+        by_key.setdefault(batch.keys[0], []).append(batch.dense)
+    assert all(len(maps) == 2 and not torch.equal(*maps) for maps in by_key.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_number_of_workers_changes_nothing(config, workers):
+    threaded = replace(config, data=replace(config.data, num_workers=workers, prefetch=1))
+    ours = [describe(batch) for batch in take(with_batch(threaded, 2), 6)]
+    assert ours == [describe(batch) for batch in take(with_batch(config, 2), 6)]
+
+
+def test_two_ranks_see_what_one_rank_sees(config):
+    whole = [describe(batch) for batch in take(with_batch(config, 2), 5)]
+    for micro, world in ((1, 2), (2, 1)):
+        ranks = [
+            take(with_batch(config, micro), 5, place_rank=rank, world_size=world)
+            for rank in range(world)
+        ]
+        joined = [
+            [row for batch in step for row in describe(batch)] for step in zip(*ranks, strict=True)
+        ]
+        assert joined == whole
+    # Accumulating two micro-batches of one consumes the same numbers in the same order.
+    flat = [
+        row for batch in take(with_batch(config, 1, accumulation=2), 10) for row in describe(batch)
+    ]
+    assert flat == [row for step in whole for row in step]
+
+
+@pytest.mark.parametrize("start", [1, 4, 2 * NUM_CLIPS + 3])
+def test_resume_equals_the_unbroken_stream(config, start):
+    whole = [describe(batch) for batch in take(config, start + 3)]
+    assert [describe(batch) for batch in take(config, 3, start=start)] == whole[start:]
+
+
+def test_every_clip_once_per_epoch_over_ranks_and_workers(config):
+    config = replace(config, data=replace(config.data, num_workers=2))
+    keys = [
+        key
+        for rank in range(NUM_CLIPS)
+        for batch in take(config, 2, place_rank=rank, world_size=NUM_CLIPS)
+        for key in batch.keys
+    ]
+    assert sorted(keys) == sorted([f"clip-{i:04d}" for i in range(NUM_CLIPS)] * 2)
+
+
+def test_a_closed_loader_leaves_no_thread(config):
+    config = replace(config, data=replace(config.data, num_workers=2))
+    iterator = batches(config)
+    next(iterator)
+    assert any(thread.name.startswith("data") for thread in threading.enumerate())
+    iterator.close()
+    assert not any(thread.name.startswith("data") for thread in threading.enumerate())
+
+
+def test_the_baseline_has_no_dense_map_and_needs_no_labels(tmp_path, noise_sample):
+    write_shards([noise_sample(0, ids=False, depth=False)], tmp_path)
+    config = replace(make_config(tmp_path), model=ModelConfig(dense_groups=0))
+    (batch,) = take(config, 1)
+    assert batch.dense is None
+
+
+def test_missing_labels_stop_the_run_before_it_starts(tmp_path, noise_sample):
+    write_shards([noise_sample(0, depth=False), noise_sample(1, depth=False)], tmp_path)
+    config = make_config(tmp_path)
+    with pytest.raises(DataError, match=r"data\.tasks: depth needs depth, but shard shard-000000"):
+        batches(config)
+    only = make_config(tmp_path, tasks=("segmentation",), task_weights=(1.0,))
+    assert take(only, 1)[0].task.tolist() == [0]
+
+
+def test_more_than_one_dense_group_is_refused(config):
+    with pytest.raises(DataError, match=r"dense_groups: .* expected 0 or 1, got 2"):
+        batches(replace(config, model=ModelConfig(dense_groups=2)))
+
+
+def test_impossible_places_are_refused(config):
+    for place in ({"place_rank": 2, "world_size": 2}, {"start": -1}):
+        with pytest.raises(ValueError, match="expected 0 <= place_rank < world_size"):
+            batches(config, **place)
+
+
+def test_the_prompt_ablation_names_the_task(config):
+    config = replace(config, model=ModelConfig(task_signal="prompt"))
+    phrases = {0: "with segmentation map: ", 1: "with depth map: "}
+    for batch in take(config, 8):
+        phrase = phrases[int(batch.task[0])]
+        assert batch.captions[0].startswith(phrase)
+        assert batch.captions[0].removeprefix(phrase).startswith(("short", "a long"))
+
+
+def test_location_aware_colours(config):
+    config = replace(
+        config,
+        colormap=ColormapConfig(segmentation="location_aware"),
+        data=replace(config.data, tasks=("segmentation",), task_weights=(1.0,)),
+    )
+    one, two = (take(config, 1, start=start)[0] for start in (0, NUM_CLIPS))
+    assert not torch.equal(one.dense, two.dense)
+    # Colours come from the place alone: the same clip is the same map in every epoch.
+    by_key = {}
+    for batch in take(config, 2 * NUM_CLIPS):
+        by_key.setdefault(batch.keys[0], []).append(batch.dense)
+    assert all(torch.equal(*maps) for maps in by_key.values())
+
+
+def test_short_clips_repeat_their_last_frame(tmp_path, noise_sample):
+    write_shards([noise_sample(0, frames=3)], tmp_path)
+    (batch,) = take(make_config(tmp_path), 1)
+    assert batch.rgb.shape[1] == 5
+    assert torch.equal(batch.rgb[0, 3:], batch.rgb[0, 2:3].expand(2, -1, -1, -1))
+    assert not torch.equal(batch.rgb[0, 1], batch.rgb[0, 2])
+
+
+def test_other_rates_are_picked_by_time_for_rgb_and_labels_alike(tmp_path, noise_sample):
+    sample = noise_sample(0, frames=33, fps=30.0)
+    write_shards([sample], tmp_path)
+    only = make_config(tmp_path, num_frames=9, tasks=("depth",), task_weights=(1.0,))
+    (batch,) = take(only, 1)
+    expected = [0, 4, 8, 11, 15, 19, 23, 26, 30]
+    rgb = ((batch.rgb[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(rgb, sample.rgb[expected])
+    dense = ((batch.dense[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    disparity = sample.depth[expected].astype(np.float32) / np.float32(65535)
+    np.testing.assert_array_equal(dense, depth_colormap.encode(disparity))
+
+
+def disc_clip(height, width):
+    """A disc as a mask (1, h, w), a little up and left of the middle."""
+    y, x = np.mgrid[:height, :width]
+    radius = 0.2 * min(height, width)
+    # + 0.5: positions of pixel centres.
+    inside = np.hypot(y + 0.5 - 0.45 * height, x + 0.5 - 0.45 * width) < radius
+    return inside[None]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [((96, 144), (64, 96)), ((40, 60), (64, 96)), ((90, 200), (64, 96)), ((200, 100), (64, 96))],
+)
+def test_rgb_ids_and_depth_keep_one_geometry(source, target):
+    inside = disc_clip(*source)
+    size = {"height": target[0], "width": target[1]}
+    rgb = fit_rgb(np.repeat(inside[..., None] * np.uint8(255), 3, axis=-1), **size)
+    ids = fit_ids(inside.astype(np.uint16) * 300, **size)
+    depth = fit_depth(inside.astype(np.uint16) * 60000, **size)
+    assert rgb.shape == (1, *target, 3) and ids.shape == depth.shape == (1, *target)
+    assert set(np.unique(ids)) == {0, 300}
+    masks = [rgb[..., 0] > 127, ids > 0, depth > 30000]
+    centres = [np.argwhere(mask[0]).mean(axis=0) for mask in masks]
+    for mask, centre in zip(masks[1:], centres[1:], strict=True):
+        iou = (mask & masks[0]).sum() / (mask | masks[0]).sum()
+        assert iou > 0.95
+        # A nearest filter that samples at pixel corners would shift the ids by half a pixel.
+        assert np.abs(centre - centres[0]).max() < 0.15
+
+
+def test_the_crop_is_centred_and_keeps_the_aspect():
+    inside = disc_clip(90, 200)  # wider than 3:2: the sides go
+    ids = fit_ids(inside.astype(np.uint16), height=60, width=90)
+    rows, columns = np.argwhere(ids[0]).T
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert abs(height - width) <= 1
+    # The disc is at x = 90 of 200; 32.5 are cut off at the left; scale 2/3.
+    assert columns.mean() == pytest.approx((90 - 32.5) * 2 / 3 - 0.5, abs=0.6)
+    assert rows.mean() == pytest.approx(0.45 * 60 - 0.5, abs=0.6)
+
+
+def test_shrinking_averages():
+    stripes = np.zeros((1, 64, 96, 3), np.uint8)
+    stripes[:, ::2] = 200
+    small = fit_rgb(stripes, height=32, width=48)
+    assert np.abs(small.astype(int) - 100).max() <= 1
+
+
+def test_a_clip_of_the_right_size_is_not_touched(noise_sample):
+    rgb = noise_sample(0).rgb
+    assert fit_rgb(rgb, height=16, width=24) is rgb
+
+
+def damage(folder, key, member="mkv"):
+    index = ShardIndex.open(folder)
+    for i in range(len(index)):
+        stored = index.sample(i)
+        if stored.key == key:
+            where = stored.members[member]
+            with stored.path.open("r+b") as file:
+                file.seek(where.offset)
+                file.write(bytes(where.size))
+
+
+def test_damaged_clips_are_replaced_counted_and_named(config, caplog):
+    damage(config.data.shards, "clip-0002")
+    config = replace(config, data=replace(config.data, max_bad_share=0.2))
+    with caplog.at_level(logging.WARNING):
+        found = [describe(batch) for batch in take(config, 2 * NUM_CLIPS)]
+    assert len(caplog.records) == 1
+    assert "skipped damaged clip clip-0002: shard shard-000000.tar" in caplog.text
+    keys = [row[1] for batch in found for row in batch]
+    assert "clip-0002" not in keys and len(keys) == 2 * NUM_CLIPS
+    # The next clip of the data set stands in, whatever the workers do.
+    assert keys.count("clip-0003") == 4
+    threaded = replace(config, data=replace(config.data, num_workers=3))
+    assert [describe(batch) for batch in take(threaded, 2 * NUM_CLIPS)] == found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_much_damage_stops_with_a_report(config, workers):
+    for key in ("clip-0001", "clip-0004"):
+        damage(config.data.shards, key)
+    config = replace(config, data=replace(config.data, max_bad_share=0.2, num_workers=workers))
+    with pytest.raises(
+        DataError, match=r"2 of 7 clips are damaged \(28.6%; .* allows 20.0%\)"
+    ) as e:
+        take(config, NUM_CLIPS)
+    for key in ("clip-0001", "clip-0004"):
+        assert f"{key}: shard" in str(e.value)
+
+
+def test_an_empty_caption_counts_as_damage(tmp_path, noise_sample, monkeypatch):
+    write_shards([noise_sample(0)], tmp_path)
+    whole = StoredSample.record
+    empty = {"caption_short": " ", "caption_long": ""}
+    monkeypatch.setattr(StoredSample, "record", lambda self: {**whole(self), **empty})
+    with pytest.raises(DataError, match="clip-0000: sample 'clip-0000': expected a caption"):
+        next(batches(make_config(tmp_path)))
+
+
+def test_no_ids_at_all_is_black(tmp_path, noise_sample):
+    sample = noise_sample(0)
+    empty = replace(
+        sample,
+        entity_ids=np.zeros_like(sample.entity_ids),
+        meta=replace(sample.meta, num_entities=0),
+    )
+    write_shards([empty], tmp_path)
+    (batch,) = take(make_config(tmp_path, tasks=("segmentation",), task_weights=(1.0,)), 1)
+    assert torch.equal(batch.dense, torch.full_like(batch.dense, -1))
+
+
+def test_gaps_in_the_ids_draw_no_colours(tmp_path, noise_sample):
+    sample = noise_sample(0)
+    ids = np.zeros_like(sample.entity_ids)
+    cv2.circle(ids[0], (12, 8), 5, 60000, -1)
+    ids[1:] = ids[0]
+    write_shards([replace(sample, entity_ids=ids)], tmp_path)
+    (batch,) = take(make_config(tmp_path, tasks=("segmentation",), task_weights=(1.0,)), 1)
+    colors = batch.dense.permute(0, 1, 3, 4, 2).reshape(-1, 3).unique(dim=0)
+    assert len(colors) == 2
