@@ -177,7 +177,7 @@ def test_words_that_the_encoder_lacks_are_named(checkpoint, tmp_path, capsys):
     assert run(*words, "--prompt", "a red cat moves left and a blue square moves up") == 0
     notes = capsys.readouterr().err
     assert "unknown to the text encoder: cat. It knows: " in notes
-    assert "15 tokens; those after 12 are cut off" in notes
+    assert "14 tokens; those after 12 are cut off" in notes
 
 
 @pytest.fixture
