@@ -240,9 +240,13 @@ class AdaLNLayers(BaseMixin):
         old_impl: object,
         **kwargs: object,
     ) -> Float[Tensor, "b heads n d"]:
-        """Normalise queries and keys of each head, text included, then attend by `old_impl`."""
-        query = self.query_layernorm_list[layer_id](query)
-        key = self.key_layernorm_list[layer_id](key)
+        """Normalise queries and keys of each head, text included, then attend by `old_impl`.
+
+        The norm stores what it is given, so it is given (b, n, heads, d): attention's output takes
+        the layout of its queries, and the next linear reads it without another copy.
+        """
+        query = self.query_layernorm_list[layer_id](query.transpose(1, 2)).transpose(1, 2)
+        key = self.key_layernorm_list[layer_id](key.transpose(1, 2)).transpose(1, 2)
         return old_impl(query, key, value, *args, **kwargs)  # type: ignore[operator]
 
 
