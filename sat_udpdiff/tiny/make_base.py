@@ -1,6 +1,6 @@
 """Train the tiny base network: a 16-channel CogVideoX of the synthetic world's RGB alone.
 
-    python -m sat_udpdiff.tiny.make_base --work runs/base --clips 4000 --steps 3000
+    python -m sat_udpdiff.tiny.make_base --work runs/base --clips 4000 --steps 6000
 
 It stands for the CogVideoX weights that the paper starts from; `make demo` expands it by the
 duplicate rule and fine-tunes it on both tasks. Latents of all clips are encoded once with the
@@ -39,9 +39,9 @@ _ENCODED_TOGETHER = 4
 class BaseTraining:
     """Settings of the run."""
 
-    steps: int = 3000
+    steps: int = 6000
     clips: int = 4000
-    batch_size: int = 16
+    batch_size: int = 8
     lr: float = 1e-3
     final_lr: float = 5e-5
     warmup_steps: int = 100
