@@ -2,74 +2,85 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8, UInt16
+from jaxtyping import Bool, Int32, Int64, UInt8, UInt16
 
 _Labels = UInt16[np.ndarray, "h w"]
 
 
-def label_edges(
+def label_from_beside(  # noqa: PLR0913  one picture, what is known of it, one number
     labels: _Labels,
     *,
-    flat: Bool[np.ndarray, "h w"],
-    smooth: UInt8[np.ndarray, "h w 3"],
+    trusted: Bool[np.ndarray, "h w"],
+    doubtful: Bool[np.ndarray, "h w"],
+    colors: UInt8[np.ndarray, "h w 3"],
     palette: UInt8[np.ndarray, "n 3"],
+    margin: float = np.inf,
 ) -> _Labels:
-    """Give pixels that are not flat a label that is seen beside them.
+    """Give doubtful pixels a label that is seen beside them.
 
     A blurred edge runs through colours of its own, which may be those of a third entity. So such
-    a pixel may only take the label of the nearest flat pixel to its left, right, top or bottom,
+    a pixel may only take the label of the nearest trusted pixel to its left, right, top or bottom,
     whichever label's colour is closest to its own. Without any, it keeps its label.
 
     Args:
         labels: Row of `palette` nearest to each pixel.
-        flat: Pixels whose label is trusted.
-        smooth: Colours.
+        trusted: Pixels that may give their label.
+        doubtful: Pixels that take one; none of them trusted.
+        colors: Denoised clip.
         palette: Colour of each label.
+        margin: A pixel whose own label's colour is closer than the best one beside it by more than
+            this (RGB distance) keeps its own.
 
     Returns:
         New labels.
     """
-    height, width = flat.shape
-    rows, columns = np.nonzero(~flat)
-    left, right = _run_ends(~flat)
-    up, below = _run_ends(np.ascontiguousarray(~flat.T))
-    order = np.argsort(columns, kind="stable")  # of the transposed picture: column by column
-    unsorted = np.empty_like(order)
-    unsorted[order] = np.arange(len(order))
-    up, below = up[unsorted], below[unsorted]
-    own = smooth[rows, columns].astype(np.int32)
-    colors = palette.astype(np.int32)
-    best = np.full(len(rows), np.iinfo(np.int32).max, np.int32)
-    chosen = labels[rows, columns]
+    height, width = trusted.shape
+    at = np.flatnonzero(doubtful)
+    rows, columns = np.divmod(at, width)
+    left, right = _run_ends(~trusted, at=at)
+    up, below = _run_ends(np.ascontiguousarray(~trusted.T), at=columns * height + rows)
+    own = colors.reshape(-1, 3)[at].astype(np.int32)
+    chosen = labels.ravel()[at]
+    table = palette.astype(np.int32)
+    best = np.full(len(at), np.iinfo(np.int32).max, np.int32)
+    beside = chosen.copy()
     for y, x in ((rows, left), (rows, right), (up, columns), (below, columns)):
         exists = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         candidate = labels[y.clip(0, height - 1), x.clip(0, width - 1)]
-        difference = own - colors[candidate]
-        square = np.einsum("nc,nc->n", difference, difference)
+        square = _squares(own - table[candidate])
         better = exists & (square < best)
         best[better] = square[better]
-        chosen[better] = candidate[better]
+        beside[better] = candidate[better]
+    if np.isfinite(margin):
+        keeps = np.sqrt(_squares(own - table[chosen])) + margin < np.sqrt(best)
+        beside[keeps] = chosen[keeps]
     result = labels.copy()
-    result[rows, columns] = chosen
+    result.ravel()[at] = beside
     return result
 
 
-def _run_ends(
-    marked: Bool[np.ndarray, "h w"],
-) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Column before and after the horizontal run of marked pixels each marked pixel is in.
+def _squares(difference: Int32[np.ndarray, "n 3"]) -> Int32[np.ndarray, " n"]:
+    return np.einsum("nc,nc->n", difference, difference)
 
-    In reading order; -1 or the width where the run touches the border.
+
+def _run_ends(
+    marked: Bool[np.ndarray, "h w"], *, at: Int64[np.ndarray, " n"]
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Column before and after the horizontal run of marked pixels that each pixel `at` is in.
+
+    `at` are places in reading order, all of them marked; the answer is -1 or the width where the
+    run touches the border.
     """
     width = marked.shape[1]
-    at = np.flatnonzero(marked)
-    column = at % width
-    starts = np.ones(len(at), bool)
-    starts[1:] = (np.diff(at) > 1) | (column[1:] == 0)
+    places = np.flatnonzero(marked)
+    column = places % width
+    starts = np.ones(len(places), bool)
+    starts[1:] = (np.diff(places) > 1) | (column[1:] == 0)
     first = np.flatnonzero(starts)
-    lengths = np.diff(np.append(first, len(at)))
-    before = np.repeat(column[first] - 1, lengths)
-    return before, before + np.repeat(lengths + 1, lengths)
+    lengths = np.diff(np.append(first, len(places)))
+    run = np.searchsorted(places[first], at, side="right") - 1
+    before = column[first][run] - 1
+    return before, before + lengths[run] + 1
 
 
 def vote(around: UInt16[np.ndarray, "s h w"]) -> _Labels:

@@ -46,6 +46,16 @@ def _inside(values: np.ndarray) -> np.ndarray:
     return (values >= _CUT_OFF) & (values <= 255 - _CUT_OFF)
 
 
+def deep_mask(flat: Bool[np.ndarray, "h w"], *, window: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels with no edge in their `window` x `window` neighbourhood.
+
+    An edge that crosses it is at least two pixels wide and takes 2 / window of its pixels; noise
+    that passes for an edge here and there may take half of that.
+    """
+    share = cv2.boxFilter(flat.astype(np.uint8) * 255, -1, (window, window))
+    return flat & (share >= 255 * (1 - 1 / window))
+
+
 def pixel_noise(
     rgb: UInt8[np.ndarray, "t h w 3"], *, smooth: UInt8[np.ndarray, "t h w 3"]
 ) -> float:
@@ -56,50 +66,57 @@ def pixel_noise(
     return _robust_deviation(left[_inside(center)])
 
 
-def color_spread(smooth: UInt8[np.ndarray, "t h w 3"], *, flat: Bool[np.ndarray, "t h w"]) -> float:
-    """Deviation (8 bit, one channel) of the colours of one entity after the median.
+def color_spread(
+    colors: UInt8[np.ndarray, "t h w 3"], *, flat: Bool[np.ndarray, "t h w"], lag: int
+) -> float:
+    """Deviation (8 bit, one channel) of the colours of one entity in a denoised clip.
 
-    From pairs of pixels of a row, some pixels apart, with nothing but flat pixels between them:
-    they belong to one entity, and see noise that is too smooth for `pixel_noise`.
+    From pairs of pixels of a row, `lag` apart, with nothing but flat pixels between them: they
+    belong to one entity, and see noise that is too smooth for `pixel_noise`. 0 without such pairs.
     """
-    frames, _, width = flat.shape
-    lag = min(6, max(2, width // 16))
-    few = slice(None, None, max(1, frames * smooth[0].size // 3_000_000))
+    frames = len(flat)
+    few = slice(None, None, max(1, frames * colors[0].size // 3_000_000))
     runs = np.cumsum(flat[few], axis=2, dtype=np.int16)
     joined = (runs[..., lag:] - runs[..., :-lag] == lag) & flat[few, :, :-lag]
-    first = smooth[few, :, :-lag][joined].astype(np.int16)
-    second = smooth[few, :, lag:][joined]
+    first = colors[few, :, :-lag][joined].astype(np.int16)
+    second = colors[few, :, lag:][joined]
     return _robust_deviation(np.abs(first - second)[_inside(first)]) / np.sqrt(2)
 
 
 def find_palette(
-    colors: UInt8[np.ndarray, "n 3"], *, spread: float, min_share: float = 3e-4
+    colors: UInt8[np.ndarray, "n 3"],
+    *,
+    spread: float,
+    min_support: float,
+    known: Float64[np.ndarray, "m 3"] | None = None,
 ) -> Float64[np.ndarray, "k 3"]:
     """Modes of the colours of flat pixels, the most frequent first.
 
     Args:
         colors: Colours of flat pixels of the whole clip.
         spread: Deviation of the colours of one entity, 8 bit, one channel.
-        min_share: Modes with a smaller share of `colors` are dropped.
+        min_support: Modes with fewer pixels within reach are dropped.
+        known: Colours known to be there, which explain modes near them.
 
     Returns:
-        Mean colour of each mode, finer than the histogram; empty where `colors` is.
+        Mean colour of each new mode, finer than the histogram; empty where `colors` is.
     """
     if not len(colors):
         return np.zeros((0, 3))
     bins, counts, means = _histogram(colors)
-    blur = max(0.8, spread / 2 / COARSE_WIDTH)
+    blur = max(0.8, 0.65 * spread / COARSE_WIDTH)
     density = np.zeros(COARSE_BINS**3, np.float32)
     density[bins] = counts
     density = ndimage.gaussian_filter(
         density.reshape((COARSE_BINS,) * 3), blur, mode="constant", truncate=3
     )
-    centers = _modes(density, width=np.hypot(spread, blur * COARSE_WIDTH))
+    known = np.zeros((0, 3)) if known is None else known
+    centers = _modes(density, width=np.hypot(spread, blur * COARSE_WIDTH), known=known)
     radius = max(_MIN_RADIUS, 1.5 * spread)
     for _ in range(2):
         centers = _ball_means(centers, means=means, counts=counts, radius=radius)
     support = _support(centers, means=means, counts=counts, radius=radius)
-    kept = support >= min_share * len(colors)
+    kept = support >= min_support
     return centers[kept][np.argsort(-support[kept], kind="stable")]
 
 
@@ -114,27 +131,37 @@ def _histogram(
     return bins, all_counts[bins], np.stack([s[bins] for s in sums], 1) / all_counts[bins, None]
 
 
-def _modes(density: Float32[np.ndarray, "b g r"], *, width: float) -> Float64[np.ndarray, "k 3"]:
-    """Local maxima that stronger ones do not explain, the densest first.
+def _modes(
+    density: Float32[np.ndarray, "b g r"], *, width: float, known: Float64[np.ndarray, "m 3"]
+) -> Float64[np.ndarray, "k 3"]:
+    """Local maxima that stronger ones and the known colours do not explain, the densest first.
 
     An entity is a Gaussian of deviation `width` in colour space. A maximum within _MIN_RADIUS or
-    1.2 widths of a kept one, or lower than _TAIL_FACTOR times the sum of their tails, is dropped.
+    1.2 widths of an accepted one, or lower than _TAIL_FACTOR times the sum of their tails, is
+    dropped.
     """
-    peaks = (density == ndimage.maximum_filter(density, 3)) & (density > 1e-3 * density.max() / 64)
-    heights = density[peaks]
-    at = np.stack(np.nonzero(peaks), axis=1)[:, ::-1]  # (blue, green, red) -> (red, green, blue)
-    at = (at + 0.5) * COARSE_WIDTH
+    peaks = (density == ndimage.maximum_filter(density, 3)) & (density > density.max() / 64_000)
+    bins = np.stack(np.nonzero(peaks), axis=1)[:, ::-1]  # (blue, green, red) -> (red, green, blue)
+    at, heights = (bins + 0.5) * COARSE_WIDTH, density[peaks]
+    order = np.argsort(-heights, kind="stable")
+    at, heights = at[order], heights[order]
     least_square = max(_MIN_RADIUS, 1.2 * width) ** 2
     tail = np.zeros(len(at))
-    nearest = np.full(len(at), np.inf)
+    is_free = np.ones(len(at), bool)
+
+    def accept(center: np.ndarray, *, height: float) -> None:
+        squares = ((at - center) ** 2).sum(axis=1)
+        is_free[squares < least_square] = False
+        tail[:] += height * np.exp(-squares / (2 * width**2))
+
+    for center in known:
+        red, green, blue = (center / COARSE_WIDTH).astype(np.int64)
+        accept(center, height=density[blue, green, red])
     kept = []
-    for row in np.argsort(-heights, kind="stable"):
-        if nearest[row] < least_square or heights[row] < _TAIL_FACTOR * tail[row]:
-            continue
-        kept.append(row)
-        squares = ((at - at[row]) ** 2).sum(axis=1)
-        nearest = np.minimum(nearest, squares)
-        tail += heights[row] * np.exp(-squares / (2 * width**2))
+    for row, (center, height) in enumerate(zip(at, heights, strict=True)):
+        if is_free[row] and height >= _TAIL_FACTOR * tail[row]:
+            kept.append(row)
+            accept(center, height=height)
     return at[kept]
 
 

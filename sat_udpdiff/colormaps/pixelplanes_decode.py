@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -21,6 +22,12 @@ from sat_udpdiff.colormaps.clip_checks import check_rgb_clip
 from sat_udpdiff.colormaps.nearest_color import NearestColor, coarse_codes, coarse_nearest, pack
 
 _BLACK_RADIUS = 12.0
+_MIN_SHARE = 3e-4
+"""Share of the flat pixels of a clip below which a colour is no entity."""
+_QUIET = 2.0
+"""Below this spread (8 bit) larger windows have nothing to add."""
+_EXPLAINED = 3.0
+"""Distance in deviations within which a colour may be another, disturbed by noise."""
 _MAX_CLEAN_COLORS = 1024
 
 
@@ -77,18 +84,60 @@ def decode_with_palette(
         return _read_clean(rgb, found=clean, palette=palette)
     height, width = rgb.shape[1:3]
     area = default_min_area(height=height, width=width) if min_area is None else min_area
-    smooth = np.stack(_each(len(rgb), lambda t: cv2.medianBlur(rgb[t], 3)))
-    noise = palette_search.pixel_noise(rgb, smooth=smooth)
-    threshold = palette_search.flat_threshold(noise)
-    flat = np.stack(
-        _each(len(rgb), lambda t: palette_search.flat_mask(smooth[t], threshold=threshold))
-    )
+    cues = _find_cues(rgb)
     if palette is None:
-        rows = _found_rows(smooth, flat=flat)
+        rows = _found_rows(cues)
     else:
         rows = np.concatenate([np.zeros((1, 3), np.uint8), palette])
-    labels = _label(smooth, flat=flat, rows=rows, min_area=area)
-    return _number(labels, rows=rows, keep_order=palette is not None)
+    return _number(_label(cues, rows=rows, min_area=area), rows=rows, keep=palette is not None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cues:
+    """What a clip's pixels say, before any colour is named."""
+
+    colors: UInt8[np.ndarray, "t h w 3"]
+    """Denoised: the mean of a large window where `deep`, else the 3x3 median."""
+    flat: Bool[np.ndarray, "t h w"]
+    """No edge in the 3x3 neighbourhood."""
+    deep: Bool[np.ndarray, "t h w"]
+    """No edge in the large window."""
+    flat_spread: float
+    """Deviation of an entity's colour at flat pixels that are not deep (8 bit, one channel)."""
+    deep_spread: float
+    """The same at deep pixels."""
+    noise: float
+    """Deviation of the noise of the clip as it came."""
+
+
+def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
+    frames, height = rgb.shape[:2]
+    smooth = np.stack(_each(frames, lambda t: cv2.medianBlur(rgb[t], 3)))
+    noise = palette_search.pixel_noise(rgb, smooth=smooth)
+    limit = palette_search.flat_threshold(noise)
+    flat = np.stack(_each(frames, lambda t: palette_search.flat_mask(smooth[t], threshold=limit)))
+    window = min(9, max(5, height // 13 | 1))
+    spread = palette_search.color_spread(smooth, flat=flat, lag=window // 2 + 4)
+    total = float(np.hypot(noise, spread))
+    if spread < _QUIET:
+        return _Cues(
+            colors=smooth, flat=flat, deep=flat, flat_spread=spread, deep_spread=spread, noise=total
+        )
+    deep = np.stack(_each(frames, lambda t: palette_search.deep_mask(flat[t], window=window)))
+
+    def denoise(t: int) -> np.ndarray:
+        mean = cv2.boxFilter(smooth[t], -1, (window, window))
+        return np.where(deep[t][..., None], mean, smooth[t])
+
+    colors = np.stack(_each(frames, denoise))
+    return _Cues(
+        colors=colors,
+        flat=flat,
+        deep=deep,
+        flat_spread=spread,
+        deep_spread=palette_search.color_spread(colors, flat=deep, lag=window + 3),
+        noise=total,
+    )
 
 
 def _each(count: int, work: Callable[[int], np.ndarray]) -> list[np.ndarray]:
@@ -119,38 +168,43 @@ def _read_clean(
     rows = np.concatenate([np.zeros((1, 3), np.uint8), rows])
     nearest = NearestColor(rows)
     labels = np.stack(_each(len(rgb), lambda t: nearest(rgb[t])))
-    return _number(labels, rows=rows, keep_order=palette is not None)
+    return _number(labels, rows=rows, keep=palette is not None)
 
 
-def _found_rows(
-    smooth: UInt8[np.ndarray, "t h w 3"], *, flat: Bool[np.ndarray, "t h w"]
-) -> UInt8[np.ndarray, "n 3"]:
-    """Black, and the colours found; black is row 0 whether it occurs or not."""
-    height, width = flat.shape[1:]
-    spread = palette_search.color_spread(smooth, flat=flat)
+def _found_rows(cues: _Cues) -> UInt8[np.ndarray, "n 3"]:
+    """Black in row 0, whether it occurs or not, and the colours found."""
+    height, width = cues.flat.shape[1:]
     stride = max(1, round((height * width / 21_600) ** 0.5))
     few = (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
-    found = palette_search.find_palette(smooth[few][flat[few]], spread=spread)
-    # Noise on black is cut off below 0, which makes its mean brighter.
-    black = (found**2).sum(axis=1) <= max(_BLACK_RADIUS, 2 * spread) ** 2
-    rows = np.concatenate([np.zeros((1, 3)), found[~black]])
-    return rows.round().astype(np.uint8)
+    colors, flat, deep = cues.colors[few], cues.flat[few], cues.deep[few]
+    least = _MIN_SHARE * np.count_nonzero(flat)
+    found = palette_search.find_palette(colors[deep], spread=cues.deep_spread, min_support=least)
+    # Entities too small to have deep pixels.
+    more = palette_search.find_palette(
+        colors[flat & ~deep], spread=cues.flat_spread, min_support=least, known=found
+    )
+    found = np.concatenate([found, more])
+    # Noise on black is cut off below 0, which makes it 0.4 deviations brighter in each channel.
+    norms = np.sqrt((found**2).sum(axis=1))
+    black = norms <= _BLACK_RADIUS + 0.4 * np.sqrt(3) * cues.noise
+    ground = found[black][norms[black].argmin()][None] if black.any() else np.zeros((1, 3))
+    return np.concatenate([ground, found[~black]]).round().astype(np.uint8)
 
 
 def _label(
-    smooth: UInt8[np.ndarray, "t h w 3"],
-    *,
-    flat: Bool[np.ndarray, "t h w"],
-    rows: UInt8[np.ndarray, "n 3"],
-    min_area: int,
+    cues: _Cues, *, rows: UInt8[np.ndarray, "n 3"], min_area: int
 ) -> UInt16[np.ndarray, "t h w"]:
     table = coarse_nearest(rows)
-    count = len(smooth)
+    count = len(cues.flat)
 
     def assign(t: int) -> np.ndarray:
-        return label_cleaning.label_edges(
-            table.take(coarse_codes(smooth[t])), flat=flat[t], smooth=smooth[t], palette=rows
-        )
+        colors, flat, deep = cues.colors[t], cues.flat[t], cues.deep[t]
+        labels = table.take(coarse_codes(colors))
+        beside = partial(label_cleaning.label_from_beside, colors=colors, palette=rows)
+        if cues.deep is not cues.flat:
+            margin = _EXPLAINED * cues.flat_spread
+            labels = beside(labels, trusted=deep, doubtful=flat & ~deep, margin=margin)
+        return beside(labels, trusted=flat, doubtful=~flat)
 
     raw = np.stack(_each(count, assign))
 
@@ -162,10 +216,10 @@ def _label(
 
 
 def _number(
-    labels: UInt16[np.ndarray, "t h w"], *, rows: UInt8[np.ndarray, "n 3"], keep_order: bool
+    labels: UInt16[np.ndarray, "t h w"], *, rows: UInt8[np.ndarray, "n 3"], keep: bool
 ) -> DecodedSegmentation:
     """Ids from labels; found entities are renumbered by size and empty ones dropped."""
-    if keep_order:
+    if keep:
         return DecodedSegmentation(entity_ids=labels.astype(np.int32), colors=rows[1:].copy())
     sizes = np.bincount(labels.ravel(), minlength=len(rows))[1:]
     order = np.argsort(-sizes, kind="stable")
