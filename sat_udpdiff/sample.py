@@ -176,8 +176,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="text file, a prompt per line")
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--seed", type=int, nargs=1, dest="seeds", help="default: the run's `seed`")
-    seeds.add_argument("--seeds", type=int, nargs="+", dest="seeds", help="one sample per seed")
+    seeds.add_argument(
+        "--seed", type=_seed, nargs=1, dest="seeds", help="default: the run's `seed`"
+    )
+    seeds.add_argument("--seeds", type=_seed, nargs="+", dest="seeds", help="one sample per seed")
     parser.add_argument(
         "--batch-size", type=int, default=1, help="samples at once; 1 repeats to the last bit"
     )
@@ -187,12 +189,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"short for {key}=")
 
 
+def _seed(word: str) -> int | str:
+    """A seed, or a setting that stands behind the seeds."""
+    return word if "=" in word else int(word)
+
+
 def _with_settings(arguments: list[str]) -> list[str]:
     """The command line with the run's own configuration and the shortcuts written out."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_options(parser)
     known, _ = parser.parse_known_args(arguments)
-    settings = [
+    # `--seeds 1 2 key=value` gives argparse no way to see where the seeds end.
+    settings = [word for word in known.seeds or [] if isinstance(word, str)]
+    arguments = [word for word in arguments if word not in settings]
+    settings += [
         f"{key}={getattr(known, name)}"
         for name, key in _SHORTCUTS.items()
         if getattr(known, name) is not None

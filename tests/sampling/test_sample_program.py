@@ -169,6 +169,11 @@ def test_settings_of_the_user_win_over_those_of_the_run(checkpoint, tmp_path, ca
     assert "guidance: dynamic_step\n" in printed
     assert "hidden_size: 32\n" in printed
     assert "depth_seed5" in printed
+    assert run(*words, "--dry-run", "--seeds", 3, 4, "data.fps=4") == 0
+    printed = capsys.readouterr().out
+    assert "fps: 4.0\n" in printed
+    assert "depth_seed3" in printed
+    assert "depth_seed4" in printed
     assert not list(tmp_path.glob("000_*"))
 
 
