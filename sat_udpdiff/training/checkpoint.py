@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -50,32 +50,28 @@ _STAGING = ".staging_"
 _PACKAGES = ("torch", "deepspeed", "safetensors", "SwissArmyTransformer")
 
 
+@runtime_checkable
 class Tensors(Protocol):
-    """What checkpoints need of `TrainEngine`."""
+    """What checkpoints need of `TrainEngine`, which documents it."""
 
     @property
-    def num_parameters(self) -> int: ...
-    def masters(self) -> list[Tensor]: ...
-    def gather(self, kind: str, *, keep: bool) -> dict[str, Tensor]: ...
-    def scatter(self, kind: str, tensors: Mapping[str, Tensor]) -> None: ...
-    def counters(self) -> dict[str, float]: ...
-    def set_counters(self, counters: Mapping[str, float]) -> None: ...
+    def num_parameters(self) -> int: ...  # noqa: D102
+    def masters(self) -> list[Tensor]: ...  # noqa: D102
+    def gather(self, kind: str, *, keep: bool) -> dict[str, Tensor]: ...  # noqa: D102
+    def scatter(self, kind: str, tensors: Mapping[str, Tensor]) -> None: ...  # noqa: D102
+    def counters(self) -> dict[str, float]: ...  # noqa: D102
+    def set_counters(self, counters: Mapping[str, float]) -> None: ...  # noqa: D102
 
 
 def save(
-    run: Path,
-    *,
-    engine: Tensors,
-    ema: EMA | None,
-    state: TrainState,
-    config: Config,
-    place: Place,
+    engine: Tensors, *, ema: EMA | None, state: TrainState, config: Config, place: Place
 ) -> Path:
     """Write a checkpoint; every rank calls it, and all succeed or all raise.
 
     Raises:
         CheckpointError: It could not be written. Older checkpoints are as they were.
     """
+    run = Path(config.run.output)
     target = step_folder(run, step=state.step)
     staging = target.with_name(_STAGING + target.name)
     with _all_or_none(staging, place=place):
@@ -104,7 +100,7 @@ def save(
                 "packages": {name: metadata.version(name) for name in _PACKAGES},
             }
             _finish(staging, target=target, content=content, config=config)
-            _prune(target.parent, keep_last=config.checkpoint.keep_last)
+            _prune(target, keep_last=config.checkpoint.keep_last)
     return target
 
 
@@ -134,9 +130,8 @@ class _all_or_none:  # noqa: N801 - reads as a statement
 def _explain(error: BaseException, *, staging: Path) -> str:
     if isinstance(error, CheckpointError):
         return str(error)
-    parent = staging if staging.exists() else staging.parent
-    written = sum(file.stat().st_size for file in parent.glob("*") if file.is_file())
-    free = shutil.disk_usage(parent).free
+    written = sum(file.stat().st_size for file in staging.glob("*"))
+    free = shutil.disk_usage(next(p for p in staging.parents if p.exists())).free
     reason = getattr(error, "strerror", None) or str(error)
     return (
         f"{staging.parent}: cannot write the checkpoint {staging.name.removeprefix(_STAGING)}: "
@@ -167,6 +162,7 @@ def _gather(engine: Tensors, *, kind: str, ema: EMA | None, keep: bool) -> dict[
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], *, step: int) -> None:
     save_file(dict(tensors), path, metadata={"format": "pt", "step": str(step)})
+    path.chmod(0o644)  # safetensors makes files that their owner alone may read
     _flush(path)
 
 
@@ -197,9 +193,10 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, *, keep_last: int) -> None:
-    complete = sorted(folder.glob(f"{STEP_PREFIX}*"))
-    for old in complete[:-keep_last] if keep_last else []:
+def _prune(newest: Path, *, keep_last: int) -> None:
+    """Delete all but `keep_last` checkpoints; what lies after `newest` is no part of this run."""
+    older = sorted(p for p in newest.parent.glob(f"{STEP_PREFIX}*") if p.name < newest.name)
+    for old in older[: len(older) - (keep_last - 1)] if keep_last else []:
         shutil.rmtree(old)
 
 

@@ -26,7 +26,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, masters: Sequence[Tensor]) -> None:
-        """shadow <- d shadow + (1 - d) master, d = min(decay, (1 + n) / (10 + n)), n = 1, 2, .."""
+        """Set s to d s + (1 - d) master, with d = min(decay, (1 + n) / (10 + n)), n = 1, 2, .."""
         self.num_updates += 1
         n = self.num_updates
         decay = min(self._decay, (1 + n) / (10 + n))

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,8 @@ def _import_deepspeed(place: Place) -> Any:
     if place.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # deepspeed's own calls; nothing that a user of this project could change.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     import deepspeed
     from deepspeed.utils import logger
 

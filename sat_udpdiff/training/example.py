@@ -9,8 +9,8 @@ from torch import Tensor
 from data_loaders.loader import Batch
 from sat_udpdiff.config import Config
 from sat_udpdiff.diffusion.schedule import draw_timesteps
-from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
+from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training.rng import Stream, normal, uniform
 
 
@@ -31,26 +31,23 @@ class DiffusionExample:
 def make_example(
     batch: Batch,
     *,
-    codec: VideoCodec,
-    text_encoder: TextEncoder,
+    encoders: Encoders,
     config: Config,
     samples_seen: int,
     global_batch: int,
-    device: torch.device,
 ) -> DiffusionExample:
     """Encode a micro-batch and draw its randomness, every sample from its own generators.
 
     Args:
         batch: On the CPU.
-        codec: Frozen; its posterior is sampled.
-        text_encoder: Frozen.
+        encoders: Frozen; the codec's posterior is sampled. On the device of the network.
         config: Seed, schedule length, task signal.
         samples_seen: Sample number at which this optimizer step begins.
         global_batch: Samples of this optimizer step over all ranks and micro-batches.
-        device: Of the network.
     """
     numbers = batch.numbers.tolist()
-    x0 = _encode(batch, codec=codec, seed=config.seed, device=device)
+    device = encoders.codec.device
+    x0 = _encode(batch, codec=encoders.codec, seed=config.seed)
     noise = normal(numbers, seed=config.seed, stream=Stream.NOISE, shape=x0.shape[1:])
     t = draw_timesteps(
         uniform(numbers, seed=config.seed, stream=Stream.TIMESTEP),
@@ -59,9 +56,9 @@ def make_example(
         num_timesteps=config.diffusion.num_train_timesteps,
         stratified=config.diffusion.stratified_timesteps,
     )
-    text = text_encoder.encode(batch.captions)
+    text = encoders.text.encode(batch.captions)
     dropped = batch.drop_caption.to(text.device)[:, None, None]
-    text = torch.where(dropped, text_encoder.unconditional(len(numbers)).to(text.dtype), text)
+    text = torch.where(dropped, encoders.text.unconditional(len(numbers)).to(text.dtype), text)
     has_task = config.model.task_signal == "embedding" and config.model.dense_groups > 0
     return DiffusionExample(
         x0=x0,
@@ -72,9 +69,7 @@ def make_example(
     )
 
 
-def _encode(
-    batch: Batch, *, codec: VideoCodec, seed: int, device: torch.device
-) -> Float[Tensor, "b t c h w"]:
+def _encode(batch: Batch, *, codec: VideoCodec, seed: int) -> Float[Tensor, "b t c h w"]:
     """Latents of RGB and dense map, joined over channels; one at a time, for memory."""
     numbers = batch.numbers.tolist()
     latents = []
@@ -84,7 +79,7 @@ def _encode(
     ):
         if video is None:
             continue
-        posterior = codec.encode(video.to(device, non_blocking=True))
+        posterior = codec.encode(video)
         noise = normal(numbers, seed=seed, stream=stream, shape=posterior.mean.shape[1:])
-        latents.append(posterior.sample(noise.to(device)).to(device))
+        latents.append(posterior.sample(noise.to(codec.device)))
     return torch.cat(latents, dim=2)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -18,8 +17,7 @@ from sat_udpdiff.config import Config
 from sat_udpdiff.diffusion.loss import LossTerms, diffusion_loss
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
 from sat_udpdiff.distributed import Place
-from sat_udpdiff.encoders.text import TextEncoder
-from sat_udpdiff.encoders.vae import VideoCodec
+from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
@@ -58,8 +56,7 @@ class Trainer:
     config: Config
     place: Place
     engine: TrainEngine
-    codec: VideoCodec
-    text_encoder: TextEncoder
+    encoders: Encoders
     schedule: NoiseSchedule
     state: TrainState
     ema: EMA | None = None
@@ -126,12 +123,10 @@ def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
 def _example(trainer: Trainer, batch: Batch) -> DiffusionExample:
     return make_example(
         batch,
-        codec=trainer.codec,
-        text_encoder=trainer.text_encoder,
+        encoders=trainer.encoders,
         config=trainer.config,
         samples_seen=trainer.state.samples_seen,
         global_batch=trainer.global_batch,
-        device=trainer.place.device,
     )
 
 
@@ -241,9 +236,8 @@ def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog)
 def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
     state, most = trainer.state, trainer.config.train.max_bad_steps
     state.bad_steps += 1
-    keys = sorted(
-        {key for keys in ranks.gather(report.bad_keys, place=trainer.place) for key in keys}
-    )
+    gathered = ranks.gather(report.bad_keys, place=trainer.place)
+    keys = sorted({key for of_rank in gathered for key in of_rank})
     what = f"the loss of {', '.join(keys)}" if keys else "the gradient"
     message = f"step {state.step}: {what} is not finite; the step was skipped"
     log.tell(f"{message} ({state.bad_steps} so far, train.max_bad_steps={most})")
@@ -279,8 +273,7 @@ def _write(
 def _save(trainer: Trainer, meter: Meter) -> None:
     trainer.state.meters = ranks.gather(meter.row(), place=trainer.place)
     checkpoint.save(
-        Path(trainer.config.run.output),
-        engine=trainer.engine,
+        trainer.engine,
         ema=trainer.ema,
         state=trainer.state,
         config=trainer.config,

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -150,8 +150,9 @@ class RunLog:
         self._bar = tqdm(
             total=config.train.steps, initial=step, desc="train", unit="step", dynamic_ncols=True
         )
-        if config.log.wandb != "off":
-            self._run = _start_wandb(config, output=output)
+        mode = config.log.wandb
+        if mode != "off":
+            self._run = _start_wandb(config, mode=mode, output=output)
 
     def advance(self) -> None:
         """One more step is done."""
@@ -204,11 +205,12 @@ def _postfix(values: dict[str, Any]) -> str:
     loss = "none" if values["loss"] is None else f"{values['loss']:.4f}"
     return (
         f"loss {loss} lr {values['lr']:.2e} {values['step_seconds']:.2f} s/step "
-        f"{values['samples_per_second']:.2f} samples/s wait {values['data_wait_seconds']:.2f} s{mfu}"
+        f"{values['samples_per_second']:.2f} samples/s "
+        f"wait {values['data_wait_seconds']:.2f} s{mfu}"
     )
 
 
-def _start_wandb(config: Config, *, output: Path) -> Any:
+def _start_wandb(config: Config, *, mode: Literal["offline", "online"], output: Path) -> Any:
     """A wandb run that goes on after a restart and sends the configuration alone.
 
     Folders are cut to their last part, and neither code, git state, environment nor host go along.
@@ -217,7 +219,7 @@ def _start_wandb(config: Config, *, output: Path) -> Any:
 
     return wandb.init(
         project=config.log.wandb_project,
-        mode=config.log.wandb,
+        mode=mode,
         dir=str(output),
         id=_wandb_id(output),
         resume="allow",

@@ -8,7 +8,7 @@ from sat_udpdiff.model.accounting import weight_decay_groups
 
 
 def make_optimizer(network: nn.Module, *, config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's AdamW: deepspeed's own Adams compile for minutes, and on a GPU `fused` is as fast."""
+    """AdamW of torch: deepspeed's own compile for minutes, and on a GPU `fused` is as fast."""
     on_gpu = next(network.parameters()).device.type == "cuda"
     return torch.optim.AdamW(
         [group for group in weight_decay_groups(network) if group["params"]],

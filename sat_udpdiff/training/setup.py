@@ -4,11 +4,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import torch
-
 from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.distributed import Place
+from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.training import checkpoint
 from sat_udpdiff.training.ema import EMA
@@ -61,8 +60,8 @@ def _check_equal(section: str, *, before: Config, now: Config, folder: Path) -> 
 
 def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | None) -> TrainEngine:
     """The network with its weights, inside deepspeed."""
-    # In fp32 until deepspeed casts it: weights of an fp32 file are then rounded once.
-    network = build_network(config.model, dtype=torch.float32, device=place.device)
+    dtype = DTYPES[config.train.precision]
+    network = build_network(config.model, dtype=dtype, device=place.device)
     weights = str(resume_point.folder) if resume_point else None
     source = load_network_weights(network, config, weights=weights)
     if place.is_main and resume_point is None:

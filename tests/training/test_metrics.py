@@ -1,0 +1,76 @@
+"""What is logged: means over ranks and steps, each step once, no folders sent away."""
+
+import json
+
+import pytest
+import torch
+
+from sat_udpdiff.diffusion.loss import LossTerms
+from sat_udpdiff.distributed import Place
+from sat_udpdiff.training.metrics import Meter, cut_metrics, measure, redact, split_meters
+
+ONE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+
+
+def measured(total: list[float], *, t: list[int], task: list[int]) -> torch.Tensor:
+    values = torch.tensor(total)
+    terms = LossTerms(total=values, video=values - 1, dense=values + 1)
+    return measure(terms, t=torch.tensor(t), task=torch.tensor(task), num_timesteps=1000)
+
+
+def test_means_are_over_samples_of_all_steps_by_task_and_timestep():
+    meter = Meter(torch.device("cpu"))
+    meter.add(measured([2.0, 4.0], t=[0, 999], task=[0, 1]), grad_norm=torch.tensor(1.0))
+    meter.add(measured([6.0, 8.0], t=[249, 250], task=[1, 1]), grad_norm=torch.tensor(3.0))
+    means = meter.means(place=ONE)
+    assert means["loss"] == 5.0
+    assert (means["loss_video"], means["loss_dense"]) == (4.0, 6.0)
+    assert (means["loss_segmentation"], means["loss_depth"]) == (2.0, 6.0)
+    assert [means[f"loss_t_quartile_{q}"] for q in (1, 2, 3, 4)] == [4.0, 8.0, None, 4.0]
+    assert means["grad_norm"] == 2.0
+    assert meter.means(place=ONE)["loss"] is None
+
+
+def test_a_meter_goes_on_from_a_checkpoint_bit_for_bit():
+    steps = [measured([x, x / 3], t=[1, 2], task=[0, 1]) for x in (0.1, 0.7, 1.3)]
+    unbroken, before = Meter(torch.device("cpu")), Meter(torch.device("cpu"))
+    for step in steps:
+        unbroken.add(step, grad_norm=torch.tensor(0.3))
+    before.add(steps[0], grad_norm=torch.tensor(0.3))
+    rows = json.loads(json.dumps([before.row()]))
+    after = Meter(torch.device("cpu"), row=split_meters(rows, place=ONE))
+    for step in steps[1:]:
+        after.add(step, grad_norm=torch.tensor(0.3))
+    assert after.means(place=ONE) == unbroken.means(place=ONE)
+
+
+def test_meters_of_other_ranks_are_not_lost_when_the_number_of_ranks_changes():
+    assert split_meters([[1.0, 2.0], [10.0, 20.0]], place=ONE) == [11.0, 22.0]
+    assert split_meters([], place=ONE) == ()
+
+
+def test_later_and_half_written_lines_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join([*lines, '{"step": 5, "lo']))
+    cut_metrics(path, step=2)
+    assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_a_missing_file_is_left_missing(tmp_path):
+    cut_metrics(tmp_path / "metrics.jsonl", step=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("/home/someone/secret/shards/", "shards"),
+        ("~/models/base", "base"),
+        ("THUDM/CogVideoX-5b", "THUDM/CogVideoX-5b"),
+        (["/a/b", 1], ["b", 1]),
+        (None, None),
+    ],
+)
+def test_folders_do_not_leave_the_machine(value, sent):
+    assert redact({"x": value}) == {"x": sent}
