@@ -22,9 +22,9 @@ from data_loaders.schema import DataError
 
 RgbCodec = Literal["h264", "vp9", "ffv1"]
 
-# swscale's default path from yuv420p truncates: it darkens by one level on the mean. The chroma
-# flag interpolates colour between the subsampled positions rather than repeating it.
-_TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# swscale's default path from yuv420p truncates: it darkens by one level on the mean. These two flags
+# together do not, and halve the mean error, at 2 ms rather than 0.7 ms per 480x720 frame.
+_TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 # Tagged as what the conversion does: players and readers that ignore the tag assume it below HD.
 _SMPTE170M = 6
