@@ -22,8 +22,8 @@ from data_loaders.schema import DataError
 
 RgbCodec = Literal["h264", "vp9", "ffv1"]
 
-# swscale's default path from yuv420p truncates: it darkens by one level on the mean. These two flags
-# together do not, and halve the mean error, at 2 ms rather than 0.7 ms per 480x720 frame.
+# swscale's default path from yuv420p truncates: it darkens by one level on the mean. These two
+# flags together do not, and halve the mean error, at 2 ms rather than 0.7 ms per 480x720 frame.
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 # Tagged as what the conversion does: players and readers that ignore the tag assume it below HD.
