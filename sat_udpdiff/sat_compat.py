@@ -61,7 +61,8 @@ def ensure_model_parallel() -> None:
     that train call `distributed.init_distributed` first, and then their process group is used.
     """
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         # Groups that were made in a process group which is gone are unusable.
         mpu.destroy_model_parallel()
     if not mpu.model_parallel_is_initialized():

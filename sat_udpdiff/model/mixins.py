@@ -7,6 +7,7 @@ that step of SAT's transformer. All hooks get `grid`, the token grid of the call
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own custom)
@@ -164,6 +165,11 @@ class AdaLNLayers(BaseMixin):
             nn.LayerNorm(head_dim, eps=_HEAD_NORM_EPS) for _ in layers
         )
 
+    def sat_layer(self, index: int) -> Any:
+        """Return SAT's layer, which holds the weights; SAT sets `transformer`, without types."""
+        transformer: Any = self.transformer
+        return transformer.layers[index]
+
     def is_recomputed(self, index: int) -> bool:
         """Whether the layer's activations are dropped and computed again in the backward pass."""
         if self.checkpointing == "selective":
@@ -194,7 +200,7 @@ class AdaLNLayers(BaseMixin):
         self, hidden: Tensor, emb: Tensor, *, mask: Tensor, index: int, grid: TokenGrid
     ) -> Tensor:
         """One block: modulated attention, then modulated MLP, each added through a gate."""
-        layer = self.transformer.layers[index]
+        layer = self.sat_layer(index)
         # Per group: shift, scale, gate of attention, then of the MLP.
         (v_shift, v_scale, v_gate, v_mlp_shift, v_mlp_scale, v_mlp_gate,
          t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate) = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own custom)
@@ -15,7 +16,9 @@ from sat_udpdiff.model.dense_channels import DenseChannels, total_channels
 from sat_udpdiff.model.mixins import (
     AdaLNLayers,
     FinalLayer,
+    OutputProjection,
     PatchEmbed,
+    PatchProjection,
     RotaryPositions,
     SinCosPositions,
 )
@@ -85,7 +88,7 @@ class UDPDiffTransformer(BaseModel):
             ValueError: A shape does not fit, or the task is missing.
         """
         check_inputs(latents, config=self.config, timesteps=timesteps, text=text, task=task)
-        dtype = self.time_embed[0].weight.dtype
+        dtype = next(self.time_embed.parameters()).dtype
         latents, text = latents.to(dtype), text.to(dtype)
         patch = self.config.patch_size
         grid = TokenGrid(
@@ -96,7 +99,8 @@ class UDPDiffTransformer(BaseModel):
         )
         emb = self.time_embed(timestep_waves(timesteps, size=self.config.hidden_size).to(dtype))
         if self.config.task_signal == "embedding":
-            emb = self.get_mixin("task_embedding").add_task(emb, task=task)
+            table: Any = self.get_mixin("task_embedding")
+            emb = table.add_task(emb, task=task)
         # SAT wants token ids, positions and a mask; the mixins read none of them.
         unused = latents.new_ones(1, 1)
         return super().forward(
@@ -138,32 +142,28 @@ def initialise(network: UDPDiffTransformer, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     output_std = _INIT_STD / math.sqrt(2 * network.config.num_layers)
-    xavier = (network.get_mixin("patch_embed").proj, network.get_mixin("final_layer").linear)
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
-            module.weight.fill_(1.0)
-            module.bias.fill_(0.0)
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            module.weight.fill_(0.0)
+            nn.init.zeros_(module.weight)
         elif isinstance(module, ColumnParallelLinear | RowParallelLinear):
             std = _INIT_STD if isinstance(module, ColumnParallelLinear) else output_std
-            _set(module.weight, torch.randn(module.weight.shape, generator=generator) * std)
-            module.bias.fill_(0.0)
-        elif module in xavier:
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, PatchProjection | OutputProjection):
             rows, columns = module.weight.flatten(1).shape
             _set_uniform(module.weight, math.sqrt(6 / (rows + columns)), generator=generator)
-            module.bias.fill_(0.0)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             for parameter in (module.weight, module.bias):
                 _set_uniform(parameter, 1 / math.sqrt(module.in_features), generator=generator)
 
 
-def _set(parameter: Tensor, value: Tensor) -> None:
-    parameter.copy_(value)
-
-
 def _set_uniform(parameter: Tensor, bound: float, *, generator: torch.Generator) -> None:
-    _set(parameter, torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
 
 def check_numbers(config: ModelConfig) -> None:
@@ -217,6 +217,7 @@ def check_inputs(
 
 def _sat_transformer(config: ModelConfig) -> BaseTransformer:
     """SAT's layers without its word and position tables, which the mixins replace."""
+    norm: Any = nn.LayerNorm  # SAT's own ignores eps in half precision on the CPU
     transformer = BaseTransformer(
         num_layers=config.num_layers,
         vocab_size=1,
@@ -224,7 +225,7 @@ def _sat_transformer(config: ModelConfig) -> BaseTransformer:
         num_attention_heads=config.num_heads,
         max_sequence_length=1,
         layernorm_epsilon=_BLOCK_NORM_EPS,
-        layernorm=nn.LayerNorm,  # SAT's own ignores eps in half precision on the CPU
+        layernorm=norm,
         activation_func=partial(F.gelu, approximate="tanh"),
         row_parallel_linear_final_bias=False,  # the bias goes into the matrix product
         skip_init=True,
