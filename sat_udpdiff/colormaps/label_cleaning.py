@@ -1,8 +1,12 @@
 """Clean label maps: labels at edges, majority votes, small components."""
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt8, UInt16
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
+from scipy import sparse
+from scipy.sparse import csgraph
 
 _Labels = UInt16[np.ndarray, "h w"]
 
@@ -39,28 +43,56 @@ def label_from_beside(  # noqa: PLR0913  one picture, what is known of it, one n
     rows, columns = np.divmod(at, width)
     left, right = _run_ends(~trusted, at=at)
     up, below = _run_ends(np.ascontiguousarray(~trusted.T), at=columns * height + rows)
-    own = colors.reshape(-1, 3)[at].astype(np.int32)
+    in_place = np.concatenate([labels.ravel(), [np.uint16(len(palette))]])  # last: outside
+    outside = height * width
+    line = at - columns
+    own = colors.reshape(-1, 3)[at].astype(np.float32)
+    excess = _Excess(own, palette=palette)
     chosen = labels.ravel()[at]
-    table = palette.astype(np.int32)
-    best = np.full(len(at), np.iinfo(np.int32).max, np.int32)
-    beside = chosen.copy()
-    for y, x in ((rows, left), (rows, right), (up, columns), (below, columns)):
-        exists = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        candidate = labels[y.clip(0, height - 1), x.clip(0, width - 1)]
-        square = _squares(own - table[candidate])
-        better = exists & (square < best)
-        best[better] = square[better]
-        beside[better] = candidate[better]
+    beside, best = chosen.copy(), np.full(len(at), np.inf, np.float32)
+    for place in (
+        np.where(left >= 0, line + left, outside),
+        np.where(right < width, line + right, outside),
+        np.where(up >= 0, up * width + columns, outside),
+        np.where(below < height, below * width + columns, outside),
+    ):
+        candidate = in_place.take(place)
+        square = excess(candidate)
+        better = square < best
+        best = np.minimum(best, square)
+        beside = np.where(better, candidate, beside)
     if np.isfinite(margin):
-        keeps = np.sqrt(_squares(own - table[chosen])) + margin < np.sqrt(best)
-        beside[keeps] = chosen[keeps]
+        keeps = np.sqrt(excess.whole(excess(chosen))) + margin < np.sqrt(excess.whole(best))
+        beside = np.where(keeps, chosen, beside)
     result = labels.copy()
     result.ravel()[at] = beside
     return result
 
 
-def _squares(difference: Int32[np.ndarray, "n 3"]) -> Int32[np.ndarray, " n"]:
-    return np.einsum("nc,nc->n", difference, difference)
+class _Excess:
+    """Squared distance of each pixel to the colour of a label, less the pixel's own square.
+
+    The difference does not change which label is nearest, and needs one-dimensional look-ups only.
+    Label `len(palette)` stands for "none" and is infinitely far.
+    """
+
+    def __init__(
+        self, own: Float32[np.ndarray, "n 3"], *, palette: UInt8[np.ndarray, "k 3"]
+    ) -> None:
+        table = palette.astype(np.float32)
+        self._own = own.T.copy()
+        self._channels = [np.append(-2 * channel, np.float32(0)) for channel in table.T]
+        self._norms = np.append((table**2).sum(axis=1), np.float32(np.inf))
+
+    def __call__(self, label: UInt16[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        total = self._norms.take(label)
+        for values, channel in zip(self._own, self._channels, strict=True):
+            total += values * channel.take(label)
+        return total
+
+    def whole(self, excess: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        """The squared distance itself."""
+        return np.maximum(excess + (self._own**2).sum(axis=0), 0)
 
 
 def _run_ends(
@@ -89,49 +121,80 @@ def vote(around: UInt16[np.ndarray, "s h w"]) -> _Labels:
     The own label wins ties, then the lowest.
     """
     frames, height, width = around.shape
-    padded = np.pad(around, ((0, 0), (1, 1), (1, 1)), mode="edge")
     own = around[frames // 2]
-    windows = [
-        padded[s, y : y + height, x : x + width]
+    window = np.ones((3, 3), np.uint8)
+    lowest, highest = around.min(axis=0), around.max(axis=0)
+    at = np.flatnonzero(cv2.erode(lowest, window) != cv2.dilate(highest, window))
+    result = own.copy()
+    if not len(at):
+        return result
+    padded = np.pad(around, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    corner = at + 2 * (at // width)  # of the pixel's window, in a frame of `padded`
+    shifts = [
+        (s * (height + 2) + y) * (width + 2) + x
         for s in range(frames)
         for y in range(3)
         for x in range(3)
     ]
-    agree = np.zeros(own.shape, np.uint8)
-    for window in windows:
-        agree += window == own
+    votes = np.stack([padded.ravel().take(corner + shift) for shift in shifts], axis=1)
+    agree = (votes == own.ravel()[at, None]).sum(axis=1)
     # A strict majority cannot lose; only the few other pixels need a count of every label.
-    rows, columns = np.nonzero(2 * agree <= len(windows))
-    result = own.copy()
-    if not len(rows):
+    weak = np.flatnonzero(2 * agree <= len(shifts))
+    if not len(weak):
         return result
-    votes = np.stack([window[rows, columns] for window in windows], axis=1)
+    at, votes, agree = at[weak], votes[weak], agree[weak]
     votes.sort(axis=1)
     position = np.arange(votes.shape[1], dtype=np.int8)
     starts = np.ones(votes.shape, bool)
     starts[:, 1:] = votes[:, 1:] != votes[:, :-1]
     run = position - np.maximum.accumulate(np.where(starts, position, np.int8(0)), axis=1)
     longest = run.argmax(axis=1)
-    pixel = np.arange(len(rows))
-    wins = run[pixel, longest] + 1 > agree[rows, columns]
-    result[rows[wins], columns[wins]] = votes[pixel, longest][wins]
+    pixel = np.arange(len(at))
+    wins = run[pixel, longest] + 1 > agree
+    result.ravel()[at[wins]] = votes[pixel, longest][wins]
     return result
 
 
-def _components(labels: _Labels) -> tuple[np.ndarray, Int64[np.ndarray, " n"]]:
-    """4-connected components of equal label: component of each pixel (int32), component sizes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Components:
+    """4-connected components of equal label, by the horizontal runs they are made of."""
 
-    OpenCV labels binary pictures only. On a grid of twice the size, pixels are nodes and the
-    places between two pixels are open where their labels are equal.
-    """
-    height, width = labels.shape
-    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
-    grid[::2, ::2] = 1
-    grid[::2, 1::2] = labels[:, 1:] == labels[:, :-1]
-    grid[1::2, ::2] = labels[1:] == labels[:-1]
-    _, numbered = cv2.connectedComponents(grid, connectivity=4, ltype=cv2.CV_32S)
-    component = np.ascontiguousarray(numbered[::2, ::2]) - 1  # 0 is the closed places
-    return component, np.bincount(component.ravel())
+    starts: Int64[np.ndarray, " r"]
+    """First pixel of each run, reading order."""
+    lengths: Int64[np.ndarray, " r"]
+    """Pixels of each run."""
+    component: Int64[np.ndarray, " r"]
+    """Component of each run."""
+    sizes: Int64[np.ndarray, " c"]
+    """Pixels of each component."""
+
+    def of(self, pixels: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Component of each pixel."""
+        return self.component[np.searchsorted(self.starts, pixels, side="right") - 1]
+
+
+def _components(labels: _Labels) -> _Components:
+    width, flat = labels.shape[1], labels.ravel()
+    changes = np.ones(labels.shape, bool)
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=changes[:, 1:])
+    starts = np.flatnonzero(changes)
+    lengths = np.diff(np.append(starts, labels.size))
+    own = np.arange(len(starts))
+    links = []
+    # Two runs that touch begin to do so at the start of one of them.
+    for inside, other in (
+        (starts >= width, starts - width),
+        (starts < labels.size - width, starts + width),
+    ):
+        touching = own[inside][flat[starts[inside]] == flat[other[inside]]]
+        links.append((touching, np.searchsorted(starts, other[touching], side="right") - 1))
+    first, second = (np.concatenate(side) for side in zip(*links, strict=True))
+    graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(len(starts),) * 2)
+    count, component = csgraph.connected_components(graph, directed=False)
+    sizes = np.bincount(component, weights=lengths, minlength=count).astype(np.int64)
+    return _Components(
+        starts=starts, lengths=lengths, component=component.astype(np.int64), sizes=sizes
+    )
 
 
 def absorb_small(labels: _Labels, *, min_area: int) -> _Labels:
@@ -141,39 +204,44 @@ def absorb_small(labels: _Labels, *, min_area: int) -> _Labels:
     """
     result = labels
     for _ in range(2):
-        component, sizes = _components(result)
-        small = sizes < min_area
-        if not small.any():
+        components = _components(result)
+        if components.sizes.min() >= min_area:
             break
-        result, left_over = _absorb_once(result, component=component, small=small)
-        if not left_over:
+        result, is_done = _absorb_once(result, components=components, min_area=min_area)
+        if is_done:
             break
     return result
 
 
 def _absorb_once(
-    labels: _Labels, *, component: np.ndarray, small: Bool[np.ndarray, " n"]
+    labels: _Labels, *, components: _Components, min_area: int
 ) -> tuple[_Labels, bool]:
-    """New labels, and whether a component touched none that is large."""
+    """New labels, and whether each small component touched a large one."""
     height, width = labels.shape
-    rows, columns = np.divmod(np.flatnonzero(small[component]), width)
-    owners, touched = [], []
-    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-        y, x = rows + dy, columns + dx
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        y, x = y[inside], x[inside]
-        large = ~small[component[y, x]]
-        owners.append(component[rows[inside], columns[inside]][large])
-        touched.append(labels[y, x][large])
-    # One number per (component, label) pair, so that unique() counts borders.
-    pairs, borders = np.unique(
-        np.concatenate(owners).astype(np.int64) << 16 | np.concatenate(touched), return_counts=True
-    )
+    small = components.sizes < min_area
+    runs = np.flatnonzero(small[components.component])
+    lengths = components.lengths[runs]
+    ends = np.cumsum(lengths)
+    pixels = np.repeat(components.starts[runs] - ends + lengths, lengths) + np.arange(ends[-1])
+    owner = np.repeat(components.component[runs], lengths)
+    columns = pixels % width
+    pairs = []
+    for shift, inside in (
+        (1, columns < width - 1),
+        (-1, columns > 0),
+        (width, pixels < width * (height - 1)),
+        (-width, pixels >= width),
+    ):
+        other = pixels[inside] + shift
+        large = ~small[components.of(other)]
+        # One number per (component, label) pair, so that unique() counts borders.
+        pairs.append(owner[inside][large] << 16 | labels.ravel()[other[large]])
+    pair, borders = np.unique(np.concatenate(pairs), return_counts=True)
     order = np.argsort(borders, kind="stable")  # the last write is the longest border
     winner = np.full(len(small), -1, np.int64)
-    winner[pairs[order] >> 16] = pairs[order] & 0xFFFF
-    new = winner[component[rows, columns]]
-    result = labels.copy()
+    winner[pair[order] >> 16] = pair[order] & 0xFFFF
+    new = winner[owner]
     known = new >= 0
-    result[rows[known], columns[known]] = new[known]
-    return result, not known.all()
+    result = labels.copy()
+    result.ravel()[pixels[known]] = new[known]
+    return result, bool(known.all())

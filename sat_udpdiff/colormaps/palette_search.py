@@ -75,7 +75,7 @@ def color_spread(
     belong to one entity, and see noise that is too smooth for `pixel_noise`. 0 without such pairs.
     """
     frames = len(flat)
-    few = slice(None, None, max(1, frames * colors[0].size // 3_000_000))
+    few = slice(None, None, max(1, frames * colors[0].size // 1_500_000))
     runs = np.cumsum(flat[few], axis=2, dtype=np.int16)
     joined = (runs[..., lag:] - runs[..., :-lag] == lag) & flat[few, :, :-lag]
     first = colors[few, :, :-lag][joined].astype(np.int16)

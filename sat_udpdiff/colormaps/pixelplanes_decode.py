@@ -127,7 +127,7 @@ def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
 
     def denoise(t: int) -> np.ndarray:
         mean = cv2.boxFilter(smooth[t], -1, (window, window))
-        return np.where(deep[t][..., None], mean, smooth[t])
+        return cv2.copyTo(mean, deep[t].view(np.uint8), smooth[t].copy())
 
     colors = np.stack(_each(frames, denoise))
     return _Cues(
