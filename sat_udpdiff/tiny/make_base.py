@@ -154,7 +154,7 @@ class BaseTrainer:
 
 def main() -> None:
     """Encode, train, export."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the unfinished run")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--clips", type=int, default=BaseTraining.clips)

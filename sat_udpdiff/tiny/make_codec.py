@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from jaxtyping import Float
 from torch import Tensor
 
@@ -105,8 +105,8 @@ def codec_loss(
     Returns:
         The loss and the mean squared error, scalars.
     """
-    posterior = codec.encode(video).latent_dist
-    decoded = codec.decode(posterior.mean + posterior.std * noise).sample
+    posterior: Any = codec.encode(video, return_dict=False)[0]
+    decoded: Any = codec.decode(posterior.mean + posterior.std * noise, return_dict=False)[0]
     error = decoded - video
     squared = error.square().mean()
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
@@ -162,7 +162,7 @@ def export(codec: AutoencoderKLCogVideoX, quality: CodecQuality, *, folder: Path
 
 def main() -> None:
     """Train, measure, export."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the unfinished run")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=CodecTraining.steps)

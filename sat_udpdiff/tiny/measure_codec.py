@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
 from sat_udpdiff.colormaps import depth, pixelplanes
 from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
@@ -34,8 +35,9 @@ def round_trip(codec: AutoencoderKLCogVideoX, pixels: np.ndarray) -> tuple[np.nd
         Pixels (t, h, w, 3) uint8 and the mean square of the latents.
     """
     video = to_network(pixels).transpose(0, 1)[None]  # (1, 3, t, h, w)
-    latents = codec.encode(video).latent_dist.mean
-    decoded = codec.decode(latents).sample
+    posterior: Any = codec.encode(video, return_dict=False)[0]
+    latents = posterior.mean
+    decoded: Any = codec.decode(latents, return_dict=False)[0]
     return to_pixels(decoded[0].transpose(0, 1)), float(latents.square().mean())
 
 
