@@ -104,15 +104,12 @@ def _run_ends(
     run touches the border.
     """
     width = marked.shape[1]
-    places = np.flatnonzero(marked)
-    column = places % width
-    starts = np.ones(len(places), bool)
-    starts[1:] = (np.diff(places) > 1) | (column[1:] == 0)
-    first = np.flatnonzero(starts)
-    lengths = np.diff(np.append(first, len(places)))
-    run = np.searchsorted(places[first], at, side="right") - 1
-    before = column[first][run] - 1
-    return before, before + lengths[run] + 1
+    opens, closes = marked.copy(), marked.copy()
+    opens[:, 1:] &= ~marked[:, :-1]
+    closes[:, :-1] &= ~marked[:, 1:]
+    first, last = np.flatnonzero(opens), np.flatnonzero(closes)
+    run = np.searchsorted(first, at, side="right") - 1
+    return (first % width - 1)[run], (last % width + 1)[run]
 
 
 def vote(around: UInt16[np.ndarray, "s h w"]) -> _Labels:
@@ -136,13 +133,13 @@ def vote(around: UInt16[np.ndarray, "s h w"]) -> _Labels:
         for y in range(3)
         for x in range(3)
     ]
-    votes = np.stack([padded.ravel().take(corner + shift) for shift in shifts], axis=1)
-    agree = (votes == own.ravel()[at, None]).sum(axis=1)
+    votes = np.stack([padded.ravel().take(corner + shift) for shift in shifts])
+    agree = (votes == own.ravel()[at]).sum(axis=0, dtype=np.uint8)
     # A strict majority cannot lose; only the few other pixels need a count of every label.
     weak = np.flatnonzero(2 * agree <= len(shifts))
     if not len(weak):
         return result
-    at, votes, agree = at[weak], votes[weak], agree[weak]
+    at, votes, agree = at[weak], votes[:, weak].T.copy(), agree[weak]
     votes.sort(axis=1)
     position = np.arange(votes.shape[1], dtype=np.int8)
     starts = np.ones(votes.shape, bool)
