@@ -40,7 +40,7 @@ class ModelConfig:
     num_layers: int = 42
     hidden_size: int = 3072
     num_heads: int = 48
-    """Head size hidden_size / num_heads; a multiple of 8 for rotary positions (16/24/24 of 64)."""
+    """Head size hidden_size / num_heads; a multiple of 16 for rotary positions (16/24/24 of 64)."""
     time_embed_dim: int = 512
     """Size of the time embedding e_t and of each row of the task table e_d."""
     patch_size: int = 2
