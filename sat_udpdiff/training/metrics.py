@@ -6,6 +6,7 @@
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ class RunLog:
     def tell(self, message: str) -> None:
         """Print a line above the progress bar."""
         if self._is_main:
-            self._bar.write(message)
+            self._bar.write(message, file=sys.stderr)
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one logged step; values are JSON's, None for what does not apply."""

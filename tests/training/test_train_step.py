@@ -1,0 +1,185 @@
+"""One optimizer step inside deepspeed: accumulation, clipping, losses that are not finite."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from data_loaders.loader import batches
+from sat_udpdiff.diffusion.loss import LossTerms
+from sat_udpdiff.diffusion.schedule import make_schedule
+from sat_udpdiff.distributed import init_distributed
+from sat_udpdiff.generation import Encoders
+from sat_udpdiff.training import loop
+from sat_udpdiff.training.engine import MASTERS, MOMENTS, to_deepspeed
+from sat_udpdiff.training.loop import Outcome, Trainer, TrainingError, train_step
+from sat_udpdiff.training.setup import build_engine, restore_or_start
+
+# deepspeed warns about its own use of torch.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def place():
+    return init_distributed(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def encoders(small_world, tmp_path_factory):
+    return Encoders.load(small_world.config(tmp_path_factory.mktemp("run")), device="cpu")
+
+
+@pytest.fixture
+def make_trainer(small_world, place, encoders, tmp_path):
+    def make(*overrides: str) -> Trainer:
+        config = small_world.config(tmp_path, "data.num_workers=0", *overrides)
+        engine = build_engine(config, place=place, resume_point=None)
+        state, ema = restore_or_start(engine, config=config, resume_point=None)
+        return Trainer(
+            config=config,
+            place=place,
+            engine=engine,
+            encoders=encoders,
+            schedule=make_schedule(config.diffusion),
+            state=state,
+            ema=ema,
+        )
+
+    return make
+
+
+def data(trainer: Trainer):
+    return batches(trainer.config, start=trainer.state.samples_seen)
+
+
+def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind}/{name}": value
+        for kind in (MASTERS, *MOMENTS)
+        for name, value in trainer.engine.gather(kind, keep=True).items()
+    }
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    assert [key for key in first if not first[key].equal(second[key])] == []
+
+
+def test_two_micro_batches_of_one_equal_one_of_two(make_trainer):
+    together, apart = (
+        make_trainer(),
+        make_trainer("train.micro_batch_size=1", "train.accumulation_steps=2"),
+    )
+    for _ in range(2):
+        one, two = train_step(together, data(together)), train_step(apart, data(apart))
+        torch.testing.assert_close(one.measured, two.measured, rtol=2e-6, atol=2e-6)
+        # One clip of the whole gradient: clipping each half would give another norm.
+        torch.testing.assert_close(
+            together.engine.grad_norm(), apart.engine.grad_norm(), rtol=1e-5, atol=0
+        )
+    assert (apart.state.step, apart.state.samples_seen) == (2, 4)
+    others = tensors(apart)
+    for key, value in tensors(together).items():
+        # Adam turns a gradient near 0 into a step of lr = 1e-3: 9e-6 was measured there.
+        torch.testing.assert_close(others[key], value, rtol=1e-3, atol=3e-5)
+
+
+def test_the_gradient_is_clipped_to_the_configured_norm(make_trainer):
+    trainer = make_trainer("optimizer.gradient_clipping=1e-3", "optimizer.betas=[0.0,0.0]")
+    train_step(trainer, data(trainer))
+    assert trainer.engine.grad_norm() > 0.1
+    # With beta1 = 0 the first moment is the clipped gradient itself.
+    moment = trainer.engine.gather("exp_avg", keep=True).values()
+    norm = torch.cat([value.flatten() for value in moment]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_norms_biases_and_the_task_table_do_not_decay(make_trainer):
+    trainer = make_trainer("optimizer.weight_decay=0.5", "optimizer.lr=1.0")
+    groups = trainer.engine._engine.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+def spoil(monkeypatch, number: int, how):
+    """Make the `number`-th forward pass from now go wrong."""
+    real, count = loop._forward, iter(range(1, 1000))
+
+    def forward(trainer, example):
+        terms = real(trainer, example)
+        return how(trainer, terms) if next(count) == number else terms
+
+    monkeypatch.setattr(loop, "_forward", forward)
+
+
+def infinite_loss(trainer: Trainer, terms: LossTerms) -> LossTerms:
+    factor = torch.ones_like(terms.total)
+    factor[0] = float("inf")
+    return dataclasses.replace(terms, total=terms.total * factor)
+
+
+def infinite_gradient(trainer: Trainer, terms: LossTerms) -> LossTerms:
+    parameter = next(trainer.engine.module.parameters()).flatten()[0]
+    zero_with_infinite_slope = (parameter - parameter.detach()).sqrt()
+    return dataclasses.replace(terms, total=terms.total + zero_with_infinite_slope)
+
+
+@pytest.mark.parametrize("how", [infinite_loss, infinite_gradient])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_that_is_not_finite_leaves_no_trace(how, accumulation, make_trainer, monkeypatch):
+    overrides = ("optimizer.warmup_steps=0", f"train.accumulation_steps={accumulation}")
+    trainer = make_trainer(*overrides)
+    train_step(trainer, data(trainer))
+    before = tensors(trainer)
+    spoil(monkeypatch, accumulation, how)
+    report = train_step(trainer, data(trainer))
+    assert report.outcome is Outcome.BAD
+    assert len(report.bad_keys) == (1 if how is infinite_loss else 0)
+    assert_equal(tensors(trainer), before)
+    monkeypatch.undo()
+    # The next step is the one of a run that never saw the bad one.
+    train_step(trainer, data(trainer))
+    clean = make_trainer(*overrides)
+    train_step(clean, data(clean))
+    clean.state.step, clean.state.samples_seen = 2, 2 * trainer.global_batch
+    train_step(clean, data(clean))
+    assert_equal(tensors(trainer), tensors(clean))
+
+
+def test_a_run_counts_bad_steps_names_the_clip_and_stops(make_trainer, monkeypatch, capsys):
+    trainer = make_trainer("train.max_bad_steps=1", "checkpoint.every_steps=100")
+    real = loop._forward
+    monkeypatch.setattr(loop, "_forward", lambda t, e: infinite_loss(t, real(t, e)))
+    with pytest.raises(
+        TrainingError, match=r"step 2: the loss of .* is not finite.*max_bad_steps=1"
+    ):
+        loop.run(trainer, data(trainer))
+    bad_key = next(data(make_trainer())).keys[0]
+    assert f"step 1: the loss of {bad_key} is not finite; the step was skipped" in (
+        capsys.readouterr().err
+    )
+    assert trainer.state.bad_steps == 2
+    assert trainer.ema.num_updates == 0
+
+
+def test_sample_videos_that_fail_do_not_end_the_run(make_trainer, capsys):
+    trainer = make_trainer("train.steps=2", "validation.every_steps=1", "validation.prompts=[a]")
+
+    def sample(network, step):
+        raise RuntimeError("no memory for videos")
+
+    loop.run(trainer, data(trainer), sample=sample)
+    assert (trainer.state.step, trainer.state.failed_validations) == (2, 2)
+    assert "step 1: sample videos failed: RuntimeError: no memory for videos" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_deepspeed_dictionary_follows_the_configuration(small_world, tmp_path):
+    config = small_world.config(tmp_path, "train.precision=bf16", "train.accumulation_steps=4")
+    made = to_deepspeed(config, world_size=3, device_type="cpu")
+    assert made["train_batch_size"] == 2 * 4 * 3
+    assert made["zero_optimization"]["stage"] == 2
+    assert made["gradient_clipping"] == 1.0
+    assert made["bf16"]["enabled"]
+    assert not made["fp16"]["enabled"]
+    assert made["data_types"] == {"grad_accum_dtype": "fp32"}
