@@ -12,6 +12,7 @@ import sys
 import types
 import warnings
 
+import torch
 import torch.distributed as dist
 
 _TRITON_MODULE = "sat.model.position_embedding.triton_rotary_embeddings"
@@ -32,6 +33,9 @@ def _register_rotary_without_triton() -> None:
 
 
 _register_rotary_without_triton()
+if not torch.accelerator.is_available():
+    # SAT imports deepspeed, which otherwise warns that it found no accelerator.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # SAT reports every group it makes at INFO, and reads its level when it is imported.
 os.environ.setdefault("SAT_LOGLEVEL", "WARNING")
 with warnings.catch_warnings():
