@@ -72,7 +72,7 @@ def make_shards(output: Path, *, clips: int) -> Path:
 def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
     """Fine-tune the shipped base network as `configs/<name>.yaml` says, or go on with it."""
     call(
-        f"deepspeed --num_gpus {options.ranks} sat_udpdiff/train.py",
+        f"deepspeed --num_gpus {options.ranks} --quiet sat_udpdiff/train.py",
         [
             "--base",
             "configs/tiny.yaml",
