@@ -64,12 +64,12 @@ def encode(depth: Float32[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
     table = np.zeros((NUM_COLORS, 4), np.uint8)
     table[:, :3] = COLORS
     packed = table.view(np.uint32)[:, 0]
-    for frame, out in zip(depth, rgb, strict=True):
+    for t, frame in enumerate(depth):
         low, high = frame.min(), frame.max()
         if not np.isfinite(low + high):
             raise ValueError("depth: expected finite disparity in [0, 1], got nan or infinity")
         index = np.clip(frame * np.float32(NUM_COLORS), 0, NUM_COLORS - 1).astype(np.uint8)
-        out[:] = packed.take(index)[..., None].view(np.uint8)[..., :3]
+        rgb[t] = packed.take(index)[..., None].view(np.uint8)[..., :3]
     return rgb
 
 

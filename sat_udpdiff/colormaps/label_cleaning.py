@@ -1,6 +1,8 @@
 """Clean label maps: labels at edges, majority votes, small components."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -38,25 +40,11 @@ def label_from_beside(  # noqa: PLR0913  one picture, what is known of it, one n
     Returns:
         New labels.
     """
-    height, width = trusted.shape
     at = np.flatnonzero(doubtful)
-    rows, columns = np.divmod(at, width)
-    left, right = _run_ends(~trusted, at=at)
-    up, below = _run_ends(np.ascontiguousarray(~trusted.T), at=columns * height + rows)
-    in_place = np.concatenate([labels.ravel(), [np.uint16(len(palette))]])  # last: outside
-    outside = height * width
-    line = at - columns
-    own = colors.reshape(-1, 3)[at].astype(np.float32)
-    excess = _Excess(own, palette=palette)
+    excess = _Excess(colors.reshape(-1, 3)[at].astype(np.float32), palette=palette)
     chosen = labels.ravel()[at]
     beside, best = chosen.copy(), np.full(len(at), np.inf, np.float32)
-    for place in (
-        np.where(left >= 0, line + left, outside),
-        np.where(right < width, line + right, outside),
-        np.where(up >= 0, up * width + columns, outside),
-        np.where(below < height, below * width + columns, outside),
-    ):
-        candidate = in_place.take(place)
+    for candidate in _labels_beside(labels, trusted=trusted, at=at, outside=len(palette)):
         square = excess(candidate)
         better = square < best
         best = np.minimum(best, square)
@@ -67,6 +55,83 @@ def label_from_beside(  # noqa: PLR0913  one picture, what is known of it, one n
     result = labels.copy()
     result.ravel()[at] = beside
     return result
+
+
+def find_cores(
+    labels: _Labels,
+    *,
+    flat: Bool[np.ndarray, "h w"],
+    colors: UInt8[np.ndarray, "h w 3"],
+    palette: UInt8[np.ndarray, "n 3"],
+    tolerance: float,
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels that are not flat, but whose colour can only be that of an entity.
+
+    Entities of a few pixels have no flat ones. Their middle is within `tolerance` (RGB distance)
+    of a palette colour, and farther than twice that from every mixture of two labels beside it:
+    no edge explains it.
+
+    Args:
+        labels: Row of `palette` nearest to each pixel.
+        flat: Pixels whose label is trusted.
+        colors: Denoised clip.
+        palette: Colour of each label.
+        tolerance: Reach of noise.
+
+    Returns:
+        Such pixels; their label is the nearest.
+    """
+    table = palette.astype(np.float32)
+    own = colors.reshape(-1, 3).astype(np.float32)
+    at = np.flatnonzero(~flat)
+    at = at[((own[at] - table[labels.ravel()[at]]) ** 2).sum(axis=1) <= tolerance**2]
+    beside = list(_labels_beside(labels, trusted=flat, at=at, outside=len(palette)))
+    alone = np.all([label != labels.ravel()[at] for label in beside], axis=0)
+    at, beside = at[alone], [label[alone] for label in beside]
+    nearest = np.full(len(at), np.inf)
+    for first, second in combinations(beside, 2):
+        exist = (first < len(palette)) & (second < len(palette))
+        ends = [table[label.clip(0, len(palette) - 1)] for label in (first, second)]
+        square = _square_to_segment(own[at], start=ends[0], end=ends[1])
+        nearest = np.where(exist, np.minimum(nearest, square), nearest)
+    cores = np.zeros(flat.shape, bool)
+    cores.ravel()[at[nearest > (2 * tolerance) ** 2]] = True
+    return cores
+
+
+def _square_to_segment(
+    points: Float32[np.ndarray, "n 3"],
+    *,
+    start: Float32[np.ndarray, "n 3"],
+    end: Float32[np.ndarray, "n 3"],
+) -> Float32[np.ndarray, " n"]:
+    along, offset = end - start, points - start
+    length = np.maximum((along**2).sum(axis=1), 1e-6)
+    share = ((offset * along).sum(axis=1) / length).clip(0, 1)
+    return ((offset - share[:, None] * along) ** 2).sum(axis=1)
+
+
+def _labels_beside(
+    labels: _Labels,
+    *,
+    trusted: Bool[np.ndarray, "h w"],
+    at: Int64[np.ndarray, " n"],
+    outside: int,
+) -> Iterator[UInt16[np.ndarray, " n"]]:
+    """Label of the nearest trusted pixel left, right, above and below each place; or `outside`."""
+    height, width = trusted.shape
+    rows, columns = np.divmod(at, width)
+    left, right = _run_ends(~trusted, at=at)
+    up, below = _run_ends(np.ascontiguousarray(~trusted.T), at=columns * height + rows)
+    extended = np.append(labels.ravel(), np.uint16(outside))
+    line = at - columns
+    for place, exists in (
+        (line + left, left >= 0),
+        (line + right, right < width),
+        (up * width + columns, up >= 0),
+        (below * width + columns, below < height),
+    ):
+        yield extended.take(np.where(exists, place, labels.size))
 
 
 class _Excess:

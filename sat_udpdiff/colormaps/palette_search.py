@@ -156,12 +156,12 @@ def _modes(
 
     for center in known:
         red, green, blue = (center / COARSE_WIDTH).astype(np.int64)
-        accept(center, height=density[blue, green, red])
+        accept(center, height=float(density[blue, green, red]))
     kept = []
     for row, (center, height) in enumerate(zip(at, heights, strict=True)):
         if is_free[row] and height >= _TAIL_FACTOR * tail[row]:
             kept.append(row)
-            accept(center, height=height)
+            accept(center, height=float(height))
     return at[kept]
 
 

@@ -85,8 +85,8 @@ def encode(
     # One gather of 32-bit pixels is faster than one of 3-byte rows.
     packed = table.view(np.uint32)[:, 0]
     rgb = np.empty((*entity_ids.shape, 3), np.uint8)
-    for ids, out in zip(entity_ids, rgb, strict=True):
-        out[:] = packed.take(ids)[..., None].view(np.uint8)[..., :3]
+    for t, ids in enumerate(entity_ids):
+        rgb[t] = packed.take(ids)[..., None].view(np.uint8)[..., :3]
     return rgb
 
 

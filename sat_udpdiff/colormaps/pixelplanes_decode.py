@@ -24,11 +24,15 @@ from sat_udpdiff.colormaps.nearest_color import NearestColor, coarse_codes, coar
 _BLACK_RADIUS = 12.0
 _MIN_SHARE = 3e-4
 """Share of the flat pixels of a clip below which a colour is no entity."""
+_CORE_REACH = 12.0
+"""RGB distance to its colour within which a thin entity's middle lies, without noise."""
+_NO_NOISE = 1.0
 _QUIET = 2.0
 """Below this spread (8 bit) larger windows have nothing to add."""
 _EXPLAINED = 3.0
 """Distance in deviations within which a colour may be another, disturbed by noise."""
 _MAX_CLEAN_COLORS = 1024
+_MAX_SMALL_STEPS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +118,8 @@ def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
     frames, height = rgb.shape[:2]
     smooth = np.stack(_each(frames, lambda t: cv2.medianBlur(rgb[t], 3)))
     noise = palette_search.pixel_noise(rgb, smooth=smooth)
+    if noise < _NO_NOISE:
+        smooth = rgb  # the median would only round corners and thin entities
     limit = palette_search.flat_threshold(noise)
     flat = np.stack(_each(frames, lambda t: palette_search.flat_mask(smooth[t], threshold=limit)))
     window = min(9, max(5, height // 13 | 1))
@@ -147,15 +153,30 @@ def _each(count: int, work: Callable[[int], np.ndarray]) -> list[np.ndarray]:
 
 
 def _clean_colors(rgb: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "n 3"] | None:
-    """The colours of a clip, or None where there are too many for a clean map."""
+    """The colours of a clean map; None for a clip with noise, blur or too many colours."""
     seen = np.zeros(1 << 24, bool)
     for t, frame in enumerate(rgb):
         seen[pack(frame)] = True
         # A painted clip with noise is known by its first frame; the rest need not be read.
         if t in (0, len(rgb) - 1) and np.count_nonzero(seen) > _MAX_CLEAN_COLORS:
             return None
+    if _small_steps(rgb) > _MAX_SMALL_STEPS:
+        return None
     codes = np.flatnonzero(seen)
     return np.stack([codes & 255, codes >> 8 & 255, codes >> 16], axis=1).astype(np.uint8)
+
+
+def _small_steps(rgb: UInt8[np.ndarray, "t h w 3"]) -> float:
+    """Share of small steps (1 to 6 levels) among the steps between neighbours of a row.
+
+    Weak noise on a simple picture makes few colours too, but its steps are small.
+    """
+    small = steps = 0
+    for frame in rgb:
+        step = cv2.absdiff(frame[:, 1:], frame[:, :-1]).max(axis=-1)
+        steps += np.count_nonzero(step)
+        small += np.count_nonzero(step[step <= 6])
+    return small / max(steps, 1)
 
 
 def _read_clean(
@@ -204,7 +225,11 @@ def _label(
         if cues.deep is not cues.flat:
             margin = _EXPLAINED * cues.flat_spread
             labels = beside(labels, trusted=deep, doubtful=flat & ~deep, margin=margin)
-        return beside(labels, trusted=flat, doubtful=~flat)
+        reach = _CORE_REACH + 2 * cues.flat_spread
+        cores = label_cleaning.find_cores(
+            labels, flat=flat, colors=colors, palette=rows, tolerance=reach
+        )
+        return beside(labels, trusted=flat | cores, doubtful=~(flat | cores))
 
     raw = np.stack(_each(count, assign))
 
