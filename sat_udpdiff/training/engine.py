@@ -229,6 +229,8 @@ def _import_deepspeed(place: Place) -> Any:
     # A killed compile leaves a lock that hangs the next start; keep it away from other projects.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "udpdiff"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / f"torch_{torch.__version__}"))
+    # It asks for this variable even where the process group was made without it.
+    os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
     if place.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
