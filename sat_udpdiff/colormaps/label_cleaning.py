@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from sat_udpdiff.colormaps.palette_search import square_to_segment
+
 _Labels = UInt16[np.ndarray, "h w"]
 
 
@@ -57,7 +59,7 @@ def label_from_beside(  # noqa: PLR0913  one picture, what is known of it, one n
     return result
 
 
-def find_cores(
+def find_unmixed(
     labels: _Labels,
     *,
     flat: Bool[np.ndarray, "h w"],
@@ -65,11 +67,10 @@ def find_cores(
     palette: UInt8[np.ndarray, "n 3"],
     tolerance: float,
 ) -> Bool[np.ndarray, "h w"]:
-    """Pixels that are not flat, but whose colour can only be that of an entity.
+    """Pixels that are not flat, but farther than `tolerance` from every mixture beside them.
 
-    Entities of a few pixels have no flat ones. Their middle is within `tolerance` (RGB distance)
-    of a palette colour, and farther than twice that from every mixture of two labels beside it:
-    no edge explains it.
+    Entities of a few pixels have no flat ones. No edge between the labels beside their middle
+    (RGB distance to the line between two colours, own label apart) explains its colour.
 
     Args:
         labels: Row of `palette` nearest to each pixel.
@@ -79,36 +80,21 @@ def find_cores(
         tolerance: Reach of noise.
 
     Returns:
-        Such pixels; their label is the nearest.
+        Such pixels.
     """
     table = palette.astype(np.float32)
-    own = colors.reshape(-1, 3).astype(np.float32)
     at = np.flatnonzero(~flat)
-    at = at[((own[at] - table[labels.ravel()[at]]) ** 2).sum(axis=1) <= tolerance**2]
+    own = colors.reshape(-1, 3)[at].astype(np.float32)
+    nearest = np.full(len(at), np.inf, np.float32)
     beside = list(_labels_beside(labels, trusted=flat, at=at, outside=len(palette)))
-    alone = np.all([label != labels.ravel()[at] for label in beside], axis=0)
-    at, beside = at[alone], [label[alone] for label in beside]
-    nearest = np.full(len(at), np.inf)
     for first, second in combinations(beside, 2):
         exist = (first < len(palette)) & (second < len(palette))
         ends = [table[label.clip(0, len(palette) - 1)] for label in (first, second)]
-        square = _square_to_segment(own[at], start=ends[0], end=ends[1])
+        square = square_to_segment(own, start=ends[0], end=ends[1])
         nearest = np.where(exist, np.minimum(nearest, square), nearest)
-    cores = np.zeros(flat.shape, bool)
-    cores.ravel()[at[nearest > (2 * tolerance) ** 2]] = True
-    return cores
-
-
-def _square_to_segment(
-    points: Float32[np.ndarray, "n 3"],
-    *,
-    start: Float32[np.ndarray, "n 3"],
-    end: Float32[np.ndarray, "n 3"],
-) -> Float32[np.ndarray, " n"]:
-    along, offset = end - start, points - start
-    length = np.maximum((along**2).sum(axis=1), 1e-6)
-    share = ((offset * along).sum(axis=1) / length).clip(0, 1)
-    return ((offset - share[:, None] * along) ** 2).sum(axis=1)
+    unmixed = np.zeros(flat.shape, bool)
+    unmixed.ravel()[at[nearest > tolerance**2]] = True
+    return unmixed
 
 
 def _labels_beside(

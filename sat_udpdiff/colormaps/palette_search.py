@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from scipy import ndimage
 
 from sat_udpdiff.colormaps.nearest_color import COARSE_BINS, COARSE_WIDTH, coarse_codes
@@ -118,6 +118,41 @@ def find_palette(
     support = _support(centers, means=means, counts=counts, radius=radius)
     kept = support >= min_support
     return centers[kept][np.argsort(-support[kept], kind="stable")]
+
+
+def drop_mixtures(
+    modes: Float64[np.ndarray, "k 3"], *, known: Float64[np.ndarray, "m 3"], tolerance: float
+) -> Float64[np.ndarray, "n 3"]:
+    """Leave out modes that lie between another mode and any colour, or are a stronger one's twin.
+
+    The blurred rim of an entity that is nowhere flat runs through such colours; the entity's own
+    is at the far end.
+    """
+    kept: list[np.ndarray] = []
+    for mode in modes:
+        apart = ((modes - mode) ** 2).sum(axis=1) > tolerance**2
+        others, ends = modes[apart], np.concatenate([known, modes])
+        starts = np.repeat(others, len(ends), axis=0)
+        points = np.broadcast_to(mode, starts.shape)
+        lines = square_to_segment(points, start=starts, end=np.tile(ends, (len(others), 1)))
+        away = ((np.tile(ends, (len(others), 1)) - mode) ** 2).sum(axis=1) > tolerance**2
+        twin = any(((mode - other) ** 2).sum() <= (2 * tolerance) ** 2 for other in kept)
+        if not twin and not (away & (lines <= tolerance**2)).any():
+            kept.append(mode)
+    return np.array(kept).reshape(-1, 3)
+
+
+def square_to_segment(
+    points: Float[np.ndarray, "n 3"],
+    *,
+    start: Float[np.ndarray, "n 3"],
+    end: Float[np.ndarray, "n 3"],
+) -> Float[np.ndarray, " n"]:
+    """Squared distance of each colour to the mixtures of two."""
+    along, offset = end - start, points - start
+    length = np.maximum((along**2).sum(axis=1), 1e-6)
+    share = ((offset * along).sum(axis=1) / length).clip(0, 1)
+    return ((offset - share[:, None] * along) ** 2).sum(axis=1)
 
 
 def _histogram(

@@ -15,7 +15,7 @@ from functools import partial
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8, UInt16
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8, UInt16
 
 from sat_udpdiff.colormaps import label_cleaning, palette_search
 from sat_udpdiff.colormaps.clip_checks import check_rgb_clip
@@ -26,6 +26,9 @@ _MIN_SHARE = 3e-4
 """Share of the flat pixels of a clip below which a colour is no entity."""
 _CORE_REACH = 12.0
 """RGB distance to its colour within which a thin entity's middle lies, without noise."""
+_SMALL_PICTURE = 200_000
+_MIN_PIXELS = 24.0
+"""Fewer pixels, of the whole clip, are no entity."""
 _NO_NOISE = 1.0
 _QUIET = 2.0
 """Below this spread (8 bit) larger windows have nothing to add."""
@@ -112,6 +115,8 @@ class _Cues:
     """The same at deep pixels."""
     noise: float
     """Deviation of the noise of the clip as it came."""
+    window: int
+    """Side of the large window; 1 where it was not used."""
 
 
 def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
@@ -127,7 +132,13 @@ def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
     total = float(np.hypot(noise, spread))
     if spread < _QUIET:
         return _Cues(
-            colors=smooth, flat=flat, deep=flat, flat_spread=spread, deep_spread=spread, noise=total
+            colors=smooth,
+            flat=flat,
+            deep=flat,
+            flat_spread=spread,
+            deep_spread=spread,
+            noise=total,
+            window=1,
         )
     deep = np.stack(_each(frames, lambda t: palette_search.deep_mask(flat[t], window=window)))
 
@@ -143,6 +154,7 @@ def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
         flat_spread=spread,
         deep_spread=palette_search.color_spread(colors, flat=deep, lag=window + 3),
         noise=total,
+        window=window,
     )
 
 
@@ -198,13 +210,17 @@ def _found_rows(cues: _Cues) -> UInt8[np.ndarray, "n 3"]:
     stride = max(1, round((height * width / 21_600) ** 0.5))
     few = (slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride))
     colors, flat, deep = cues.colors[few], cues.flat[few], cues.deep[few]
-    least = _MIN_SHARE * np.count_nonzero(flat)
-    found = palette_search.find_palette(colors[deep], spread=cues.deep_spread, min_support=least)
+    least = max(_MIN_SHARE * np.count_nonzero(flat), _MIN_PIXELS)
+    # Means of overlapping windows move together: their support counts in windows.
+    windows = max(least, 2 * (cues.window / stride) ** 2)
+    found = palette_search.find_palette(colors[deep], spread=cues.deep_spread, min_support=windows)
     # Entities too small to have deep pixels.
     more = palette_search.find_palette(
         colors[flat & ~deep], spread=cues.flat_spread, min_support=least, known=found
     )
     found = np.concatenate([found, more])
+    if len(found) and _thin_entities_matter(cues):
+        found = np.concatenate([found, _thin_colors(cues, found=found, min_support=least)])
     # Noise on black is cut off below 0, which makes it 0.4 deviations brighter in each channel.
     norms = np.sqrt((found**2).sum(axis=1))
     black = norms <= _BLACK_RADIUS + 0.4 * np.sqrt(3) * cues.noise
@@ -212,11 +228,58 @@ def _found_rows(cues: _Cues) -> UInt8[np.ndarray, "n 3"]:
     return np.concatenate([ground, found[~black]]).round().astype(np.uint8)
 
 
+def _thin_entities_matter(cues: _Cues) -> bool:
+    """In a large picture, an entity without flat pixels is too small to be one."""
+    return cues.flat[0].size <= _SMALL_PICTURE
+
+
+def _reach(cues: _Cues) -> float:
+    return _CORE_REACH + 2 * cues.flat_spread
+
+
+def _distance(
+    colors: UInt8[np.ndarray, "h w 3"], others: UInt8[np.ndarray, "h w 3"]
+) -> Float32[np.ndarray, "h w"]:
+    difference = colors.astype(np.float32) - others
+    return np.sqrt((difference**2).sum(axis=-1))
+
+
+def _unmixed(
+    cues: _Cues, t: int, *, labels: UInt16[np.ndarray, "h w"], rows: UInt8[np.ndarray, "n 3"]
+) -> Bool[np.ndarray, "h w"]:
+    return label_cleaning.find_unmixed(
+        labels, flat=cues.flat[t], colors=cues.colors[t], palette=rows, tolerance=2 * _reach(cues)
+    )
+
+
+def _thin_colors(
+    cues: _Cues, *, found: Float64[np.ndarray, "k 3"], min_support: float
+) -> Float64[np.ndarray, "m 3"]:
+    """Colours of entities that are nowhere flat."""
+    rows = found.round().astype(np.uint8)
+    table = coarse_nearest(rows)
+
+    def strange(t: int) -> np.ndarray:
+        colors = cues.colors[t]
+        labels = table.take(coarse_codes(colors))
+        far = _distance(colors, rows[labels]) > 2 * _reach(cues)
+        return colors[far & _unmixed(cues, t, labels=labels, rows=rows)]
+
+    modes = palette_search.find_palette(
+        np.concatenate(_each(len(cues.flat), strange)),
+        spread=cues.flat_spread,
+        min_support=min_support,
+        known=found,
+    )
+    return palette_search.drop_mixtures(modes, known=found, tolerance=_reach(cues))
+
+
 def _label(
     cues: _Cues, *, rows: UInt8[np.ndarray, "n 3"], min_area: int
 ) -> UInt16[np.ndarray, "t h w"]:
     table = coarse_nearest(rows)
     count = len(cues.flat)
+    thin = _thin_entities_matter(cues)
 
     def assign(t: int) -> np.ndarray:
         colors, flat, deep = cues.colors[t], cues.flat[t], cues.deep[t]
@@ -225,11 +288,11 @@ def _label(
         if cues.deep is not cues.flat:
             margin = _EXPLAINED * cues.flat_spread
             labels = beside(labels, trusted=deep, doubtful=flat & ~deep, margin=margin)
-        reach = _CORE_REACH + 2 * cues.flat_spread
-        cores = label_cleaning.find_cores(
-            labels, flat=flat, colors=colors, palette=rows, tolerance=reach
-        )
-        return beside(labels, trusted=flat | cores, doubtful=~(flat | cores))
+        if thin:
+            unmixed = _unmixed(cues, t, labels=labels, rows=rows)
+            near = _distance(colors, rows[labels]) <= _reach(cues)
+            flat = flat | (unmixed & near)
+        return beside(labels, trusted=flat, doubtful=~flat)
 
     raw = np.stack(_each(count, assign))
 

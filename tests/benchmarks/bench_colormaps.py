@@ -1,0 +1,180 @@
+"""Colormaps: how fast, how much memory, and how well segmentation is read back under noise.
+
+    python tests/benchmarks/bench_colormaps.py speed [--repeats 5]
+    python tests/benchmarks/bench_colormaps.py quality [--seeds 3]
+
+speed: one clip of 49x480x720 with 20 entities, every function once per round, medians over the
+rounds with the lowest and highest, in wall seconds; the first round warms up (tables are filled)
+and is shown apart. Memory is the growth of the peak of a fresh process that calls the function
+once, input excluded.
+
+quality: 13x120x180 clips of tests/colormaps/noisy_clips.py. Cells: ARI over all pixels / mean IoU
+per true entity / found minus true entities; random colours, colours 40 apart, the true palette
+given, and the plain nearest colour of the true palette. Beside them, in brackets, the figures to
+reach (random colours, min-dist 40, true palette, plain).
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from sat_udpdiff.colormaps import depth, location_aware, pixelplanes
+from sat_udpdiff.colormaps.nearest_color import NearestColor
+
+FLOOR = {
+    (10, 0): ".979/.890 .985/.890 .979/.890 .973/.906",
+    (10, 5): ".980/.886 .985/.893 .980/.886 .966/.883",
+    (10, 10): ".964/.756 .984/.891 .970/.857 .938/.810",
+    (10, 20): ".876/.656 .945/.810 .928/.781 .872/.670",
+    (20, 0): ".969/.792 .969/.799 .969/.795 .941/.752",
+    (20, 5): ".970/.797 .971/.803 .970/.802 .935/.734",
+    (20, 10): ".949/.721 .953/.801 .958/.778 .898/.675",
+    (20, 20): ".874/.561 .854/.623 .890/.680 .763/.527",
+    (40, 0): ".935/.741 .939/.749 .936/.767 .881/.648",
+    (40, 5): ".938/.752 .943/.766 .939/.783 .873/.632",
+    (40, 10): ".896/.712 .936/.784 .929/.763 .811/.569",
+    (40, 20): ".836/.445 .842/.515 .807/.607 .584/.394",
+}
+
+
+def _noisy_clips():
+    path = Path(__file__).parents[1] / "colormaps" / "noisy_clips.py"
+    spec = importlib.util.spec_from_file_location("noisy_clips", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["noisy_clips"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _inputs():
+    noisy, rng = _noisy_clips(), np.random.default_rng(0)
+    ids = noisy.make_ids(num_entities=20, shape=(7, 480, 720), rng=rng, radius=(0.08, 0.3))
+    colors = pixelplanes.draw_colors(20, generator=rng)
+    painted = noisy.degrade(pixelplanes.encode(ids, colors=colors), sigma=5, rng=rng)
+    smooth = [cv2.GaussianBlur(rng.random((480, 720)), (0, 0), 30) for _ in range(7)]
+    disparity = np.stack(smooth).astype(np.float32)
+    disparity = (disparity - disparity.min()) / np.ptp(disparity)
+    noise = rng.normal(0, 5, (7, 480, 720, 3))
+    depth_rgb = np.clip(depth.encode(disparity) + noise, 0, 255).astype(np.uint8)
+    # Noise for 49 frames would take longer to draw than all that is measured.
+    return {
+        name: np.concatenate([value] * 7) if len(value) == 7 else value
+        for name, value in {
+            "ids": ids.astype(np.int32),
+            "colors": colors,
+            "painted": painted,
+            "disparity": disparity,
+            "depth_rgb": depth_rgb,
+        }.items()
+    }
+
+
+def _calls(data):
+    ids, colors = torch.from_numpy(data["ids"]), torch.from_numpy(data["colors"])
+    disparity = torch.from_numpy(data["disparity"])
+    return {
+        "pixelplanes encode": lambda: pixelplanes.encode(data["ids"], colors=data["colors"]),
+        "pixelplanes encode_torch": lambda: pixelplanes.encode_torch(ids, colors=colors),
+        "pixelplanes decode": lambda: pixelplanes.decode(data["painted"]),
+        "location_aware encode": lambda: location_aware.encode(data["ids"]),
+        "depth encode": lambda: depth.encode(data["disparity"]),
+        "depth encode_torch": lambda: depth.encode_torch(disparity),
+        "depth decode": lambda: depth.decode(data["depth_rgb"]),
+        "depth decode, reject 25": lambda: depth.decode(data["depth_rgb"], reject_distance=25.0),
+        "depth decode_torch": lambda: depth.decode_torch(
+            torch.from_numpy(data["depth_rgb"]).permute(0, 3, 1, 2) / 127.5 - 1
+        ),
+        "depth distance_to_map": lambda: depth.distance_to_map(data["depth_rgb"]),
+    }
+
+
+def _peak_growth(name, data, answer):
+    call = _calls(data)[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def _memory(name, data):
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=_peak_growth, args=(name, data, answer))
+    process.start()
+    growth = answer.get()
+    process.join()
+    return growth
+
+
+def speed(repeats):
+    """Print the table of times and memory."""
+    data = _inputs()
+    calls = _calls(data)
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():  # interleaved: a busy moment hits all alike
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    print(f"49x480x720, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{platform.processor() or platform.machine()}, numpy {np.__version__}")
+    print(f"{'':26}{'median':>8}{'lowest':>8}{'highest':>8}{'first':>8}{'MiB':>8}")
+    for name, (first, *rest) in seconds.items():
+        numbers = (statistics.median(rest), min(rest), max(rest), first)
+        row = "".join(f"{n:8.2f}" for n in numbers)
+        print(f"{name:26}{row}{_memory(name, data):8.0f}", flush=True)
+
+
+def _cells(noisy, *, num_entities, sigma, seed):
+    cells = []
+    for distance in (0.0, 40.0):
+        rng = np.random.default_rng(seed)
+        ids = noisy.make_ids(num_entities=num_entities, shape=(13, 120, 180), rng=rng)
+        colors = pixelplanes.draw_colors(num_entities, generator=rng, min_distance=distance)
+        rgb = noisy.degrade(pixelplanes.encode(ids, colors=colors), sigma=sigma, rng=rng)
+        cells.append(noisy.score(pixelplanes.decode(rgb), true=ids))
+        if not distance:
+            rows = np.concatenate([np.zeros((1, 3), np.uint8), colors])
+            plain = np.stack([NearestColor(rows)(frame) for frame in rgb]).astype(np.int32)
+            known = pixelplanes.decode(rgb, palette=colors)
+            oracle = [noisy.score(known, true=ids), noisy.score(plain, true=ids)]
+    return [(s.ari, s.miou, s.num_found - s.num_true) for s in cells + oracle]
+
+
+def quality(seeds):
+    """Print the table of recovery under noise."""
+    noisy = _noisy_clips()
+    head = ("random colours", "min-dist 40", "true palette", "plain nearest")
+    print(f"{'K':>3}{'sigma':>6}  " + "".join(f"{h:20}" for h in head) + "(to reach)")
+    for (count, sigma), floor in FLOOR.items():
+        runs = [_cells(noisy, num_entities=count, sigma=sigma, seed=s) for s in range(seeds)]
+        mean = np.mean(runs, axis=0)
+        row = "".join(f"{a:.3f}/{m:.3f}/{n:+5.1f}   " for a, m, n in mean)
+        print(f"{count:3d}{sigma:6d}  {row}({floor})", flush=True)
+
+
+def main():
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("speed", "quality"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    if options.what == "speed":
+        speed(options.repeats)
+    else:
+        quality(options.seeds)
+
+
+if __name__ == "__main__":
+    main()
