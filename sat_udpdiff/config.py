@@ -182,7 +182,7 @@ class TrainConfig:
     """Samples per rank and forward."""
     accumulation_steps: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[1, 2, 3] = 2
     reduce_bucket_elements: int = 200_000_000
     caption_dropout: float = 0.1
     """Probability that the text embedding is replaced by zeros (classifier-free guidance)."""

@@ -137,7 +137,7 @@ def estimate_memory(config: Config, *, sizes: Sizes, world_size: int) -> Memory:
         optimizer=12 * count / shard[1],
         ema=4 * count / shard[1] if config.ema.enabled else 0.0,
         # Reduction is overlapped with the backward pass, which takes two buckets; gathering one.
-        buckets=3.0 * bucket if stage else 0.0,
+        buckets=3.0 * bucket,
         step=4 * count / shard[1] if width < 4 else 0.0,
         activations=_activation_bytes(config, sizes=sizes) * config.train.micro_batch_size,
         encoders=_encoder_bytes(config),

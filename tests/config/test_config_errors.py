@@ -50,7 +50,7 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("ema.enabled=2", "ema.enabled: expected true or false, got 2"),
         ("run.output=null", "run.output: expected text, got null"),
         ("train.precision=fp61", "expected one of fp32, bf16, fp16 (nearest: fp16), got fp61"),
-        ("train.zero_stage=4", "train.zero_stage: expected one of 0, 1, 2, 3, got 4"),
+        ("train.zero_stage=4", "train.zero_stage: expected one of 1, 2, 3, got 4"),
         ("data.tasks=depth", "got depth; write [depth]"),
         ("data.tasks=[depht]", "data.tasks[0]: expected one of segmentation, depth (nearest: dep"),
         ("optimizer.betas=[1,2,3]", "expected a list of a number and a number, got a list of 3"),

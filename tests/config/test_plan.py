@@ -112,7 +112,6 @@ def test_activations_grow_from_full_to_none():
 @pytest.mark.parametrize(
     ("stage", "sharded"),
     [
-        (0, set()),
         (1, {"optimizer", "ema", "step"}),
         (2, {"optimizer", "ema", "step", "gradients"}),
         (3, {"optimizer", "ema", "step", "gradients", "weights"}),

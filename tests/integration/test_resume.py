@@ -8,7 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from sat_udpdiff.config_io import load_config
+from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
+from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.weights.load import load_network_weights
 
 STEPS = 16
 OVERRIDES = (
@@ -90,13 +96,31 @@ def test_counters_are_equal(runs):
     assert unbroken["ema_updates"] == STEPS
 
 
-def test_sample_videos_are_equal(runs):
-    unbroken, broken = (
-        {path.name: path.read_bytes() for path in (run / f"samples/step_{STEPS:08d}").iterdir()}
-        for run in runs
+def test_samples_are_equal(runs):
+    made = [sample_of(run) for run in runs]
+    for name in ("rgb", "dense"):
+        first, second = (getattr(sample, name) for sample in made)
+        assert first.std() > 1
+        assert (first == second).all()
+    names = [sorted(p.name for p in (run / f"samples/step_{STEPS:08d}").iterdir()) for run in runs]
+    assert names == [["00_depth.mp4", "00_segmentation.mp4"]] * 2
+
+
+def sample_of(run: Path) -> GeneratedSample:
+    """One sample of a run's last checkpoint, as raw frames: x264 repeats itself to the eye only."""
+    config = load_config([str(run / "config.yaml")], [])
+    encoders = Encoders.load(config, device="cpu")
+    network = build_network(config.model, dtype=torch.float32, device="cpu")
+    load_network_weights(network, config, weights=str(run))
+    request = SampleRequest(
+        prompt="a red disc moves left",
+        task="depth",
+        seeds=(3,),
+        num_frames=config.data.num_frames,
+        height=config.data.height,
+        width=config.data.width,
     )
-    assert sorted(unbroken) == ["00_depth.mp4", "00_segmentation.mp4"]
-    assert broken == unbroken
+    return generate(network, request, encoders=encoders, config=config)[0]
 
 
 def test_two_ranks_go_on_from_one(runs, small_world, launch, tmp_path):
@@ -104,7 +128,7 @@ def test_two_ranks_go_on_from_one(runs, small_world, launch, tmp_path):
     command = small_world.train_command(
         tmp_path, *OVERRIDES, "train.micro_batch_size=1", "validation.every_steps=0"
     )
-    done = launch([sys.executable, *command, "train.steps=4", "train.micro_batch_size=2"])
+    done = launch([sys.executable, *command, "train.steps=3", "train.micro_batch_size=2"])
     assert done.returncode == 0, done.stderr
     ranks = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     done = launch([*ranks, *command, "train.steps=6"])

@@ -13,7 +13,8 @@ from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import loop
 from sat_udpdiff.training.engine import MASTERS, MOMENTS, to_deepspeed
 from sat_udpdiff.training.loop import Outcome, Trainer, TrainingError, train_step
-from sat_udpdiff.training.setup import build_engine, restore_or_start
+from sat_udpdiff.training.metrics import Meter
+from sat_udpdiff.training.setup import build_engine, find_resume_point, restore_or_start
 
 # deepspeed warns about its own use of torch.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -98,6 +99,30 @@ def test_norms_biases_and_the_task_table_do_not_decay(make_trainer):
     trainer = make_trainer("optimizer.weight_decay=0.5", "optimizer.lr=1.0")
     groups = trainer.engine._engine.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(2, "fp32"), (2, "bf16"), (1, "bf16"), (3, "fp32"), (3, "bf16")]
+)
+def test_a_restored_engine_goes_on_bit_for_bit(stage, precision, make_trainer):
+    overrides = (f"train.zero_stage={stage}", f"train.precision={precision}")
+    trainer = make_trainer(*overrides)
+    for _ in range(2):
+        train_step(trainer, data(trainer))
+        trainer.ema.update(trainer.engine.masters())
+    loop._save(trainer, Meter(trainer.place.device))
+    resume_point = find_resume_point(trainer.config, place=trainer.place)
+    engine = build_engine(trainer.config, place=trainer.place, resume_point=resume_point)
+    state, ema = restore_or_start(engine, config=trainer.config, resume_point=resume_point)
+    other = dataclasses.replace(trainer, engine=engine, state=state, ema=ema)
+    for one in (trainer, other):
+        report = train_step(one, data(one))
+        one.ema.update(one.engine.masters())
+        assert report.outcome is Outcome.MOVED
+    assert_equal(tensors(trainer), tensors(other))
+    assert trainer.engine.grad_norm().equal(other.engine.grad_norm())
+    for shadow, expected in zip(other.ema.shadow, trainer.ema.shadow, strict=True):
+        assert shadow.equal(expected)
 
 
 def spoil(monkeypatch, number: int, how):
