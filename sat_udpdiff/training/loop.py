@@ -256,7 +256,7 @@ def _write(
     peak = peak_flops(place.device, precision=config.train.precision)
     values = {
         "step": state.step,
-        **meter.means(place=place),
+        **meter.means(),
         "lr": report.lr,
         "samples_seen": state.samples_seen,
         "bad_steps": state.bad_steps,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float64, Int64
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from sat_udpdiff.config import TASKS, Config
 from sat_udpdiff.config_io import to_values
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.distributed import Place
+from sat_udpdiff.training.ranks import sum_over_ranks
 
 METRICS_FILE = "metrics.jsonl"
 _QUARTILES = 4
@@ -74,14 +74,12 @@ class Meter:
         """This rank's sums, for a checkpoint."""
         return self._sums.flatten().tolist()
 
-    def means(self, *, place: Place) -> dict[str, float | None]:
+    def means(self) -> dict[str, float | None]:
         """Means over all ranks since the last call, None where there was no sample; resets.
 
         The one point at which the host waits for the device, so for logged steps only.
         """
-        if place.world_size > 1:
-            dist.all_reduce(self._sums)
-        sums, counts = self._sums.tolist()
+        sums, counts = sum_over_ranks(self._sums).tolist()
         self._sums.zero_()
         names = (*_NAMES, "grad_norm")
         pairs = zip(names, sums, counts, strict=True)

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
 
 from sat_udpdiff.distributed import Place
 
@@ -25,6 +27,14 @@ def gather(value: Any, *, place: Place) -> list[Any]:
     values = [None] * place.world_size
     dist.all_gather_object(values, value)
     return values
+
+
+def sum_over_ranks(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The sum over all ranks, the same on each; `values` itself is not changed."""
+    total = values.clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def barrier(*, place: Place) -> None:

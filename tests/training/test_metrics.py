@@ -22,13 +22,13 @@ def test_means_are_over_samples_of_all_steps_by_task_and_timestep():
     meter = Meter(torch.device("cpu"))
     meter.add(measured([2.0, 4.0], t=[0, 999], task=[0, 1]), grad_norm=torch.tensor(1.0))
     meter.add(measured([6.0, 8.0], t=[249, 250], task=[1, 1]), grad_norm=torch.tensor(3.0))
-    means = meter.means(place=ONE)
+    means = meter.means()
     assert means["loss"] == 5.0
     assert (means["loss_video"], means["loss_dense"]) == (4.0, 6.0)
     assert (means["loss_segmentation"], means["loss_depth"]) == (2.0, 6.0)
     assert [means[f"loss_t_quartile_{q}"] for q in (1, 2, 3, 4)] == [4.0, 8.0, None, 4.0]
     assert means["grad_norm"] == 2.0
-    assert meter.means(place=ONE)["loss"] is None
+    assert meter.means()["loss"] is None
 
 
 def test_a_meter_goes_on_from_a_checkpoint_bit_for_bit():
@@ -41,7 +41,7 @@ def test_a_meter_goes_on_from_a_checkpoint_bit_for_bit():
     after = Meter(torch.device("cpu"), row=split_meters(rows, place=ONE))
     for step in steps[1:]:
         after.add(step, grad_norm=torch.tensor(0.3))
-    assert after.means(place=ONE) == unbroken.means(place=ONE)
+    assert after.means() == unbroken.means()
 
 
 def test_meters_of_other_ranks_are_not_lost_when_the_number_of_ranks_changes():
