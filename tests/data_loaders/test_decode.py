@@ -56,7 +56,8 @@ def test_lossy_rgb_is_near_and_not_darker(codec):
 
 def test_equal_input_gives_equal_bytes():
     rgb = smooth_video()
-    for codec in ("h264", "vp9", "ffv1"):
+    # Not h264: libx264 may choose other motion for equal frames.
+    for codec in ("vp9", "ffv1"):
         assert encode_rgb(rgb, fps=8.0, codec=codec) == encode_rgb(rgb, fps=8.0, codec=codec)
 
 

@@ -116,7 +116,8 @@ def test_one_sample_and_the_command_that_makes_it_again(checkpoint, tmp_path, ca
     again[again.index("AGAIN")] = str(tmp_path / "again")
     assert run(*again[2:]) == 0
     repeated = tmp_path / "again" / folder.name
-    for name in ("video.mp4", "dense.mp4", "contact_sheet.png", "depth/00004.png"):
+    # Not the videos: libx264 may choose other motion for equal frames.
+    for name in ("contact_sheet.png", "depth/00004.png"):
         assert (folder / name).read_bytes() == (repeated / name).read_bytes(), name
     np.testing.assert_array_equal(
         np.load(folder / "depth.npz")["depth"], np.load(repeated / "depth.npz")["depth"]
