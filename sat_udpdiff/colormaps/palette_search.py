@@ -104,7 +104,7 @@ def find_palette(
     if not len(colors):
         return np.zeros((0, 3))
     bins, counts, means = _histogram(colors)
-    blur = max(0.8, 0.65 * spread / COARSE_WIDTH)
+    blur = max(0.8, 0.5 * spread / COARSE_WIDTH)
     density = np.zeros(COARSE_BINS**3, np.float32)
     density[bins] = counts
     density = ndimage.gaussian_filter(
@@ -172,7 +172,7 @@ def _modes(
     """Local maxima that stronger ones and the known colours do not explain, the densest first.
 
     An entity is a Gaussian of deviation `width` in colour space. A maximum within _MIN_RADIUS or
-    1.2 widths of an accepted one, or lower than _TAIL_FACTOR times the sum of their tails, is
+    2 widths of an accepted one, or lower than _TAIL_FACTOR times the sum of their tails, is
     dropped.
     """
     peaks = (density == ndimage.maximum_filter(density, 3)) & (density > density.max() / 64_000)
@@ -180,7 +180,7 @@ def _modes(
     at, heights = (bins + 0.5) * COARSE_WIDTH, density[peaks]
     order = np.argsort(-heights, kind="stable")
     at, heights = at[order], heights[order]
-    least_square = max(_MIN_RADIUS, 1.2 * width) ** 2
+    least_square = max(_MIN_RADIUS, 2 * width) ** 2
     tail = np.zeros(len(at))
     is_free = np.ones(len(at), bool)
 

@@ -24,7 +24,7 @@ from sat_udpdiff.colormaps.nearest_color import NearestColor, coarse_codes, coar
 _BLACK_RADIUS = 12.0
 _MIN_SHARE = 3e-4
 """Share of the flat pixels of a clip below which a colour is no entity."""
-_CORE_REACH = 12.0
+_CORE_REACH = 8.0
 """RGB distance to its colour within which a thin entity's middle lies, without noise."""
 _SMALL_PICTURE = 200_000
 _MIN_PIXELS = 24.0
@@ -234,7 +234,7 @@ def _thin_entities_matter(cues: _Cues) -> bool:
 
 
 def _reach(cues: _Cues) -> float:
-    return _CORE_REACH + 2 * cues.flat_spread
+    return _CORE_REACH + 1.5 * cues.flat_spread
 
 
 def _distance(
@@ -248,7 +248,7 @@ def _unmixed(
     cues: _Cues, t: int, *, labels: UInt16[np.ndarray, "h w"], rows: UInt8[np.ndarray, "n 3"]
 ) -> Bool[np.ndarray, "h w"]:
     return label_cleaning.find_unmixed(
-        labels, flat=cues.flat[t], colors=cues.colors[t], palette=rows, tolerance=2 * _reach(cues)
+        labels, flat=cues.flat[t], colors=cues.colors[t], palette=rows, tolerance=1.5 * _reach(cues)
     )
 
 
@@ -262,7 +262,7 @@ def _thin_colors(
     def strange(t: int) -> np.ndarray:
         colors = cues.colors[t]
         labels = table.take(coarse_codes(colors))
-        far = _distance(colors, rows[labels]) > 2 * _reach(cues)
+        far = _distance(colors, rows[labels]) > 1.5 * _reach(cues)
         return colors[far & _unmixed(cues, t, labels=labels, rows=rows)]
 
     modes = palette_search.find_palette(

@@ -125,7 +125,8 @@ def test_weak_noise_on_a_simple_picture_is_not_read_as_many_entities():
     rgb = pixelplanes.encode(ids, colors=np.array([[200, 90, 40]], np.uint8)).astype(int)
     rgb += np.random.default_rng(0).integers(-1, 2, rgb.shape) * (ids > 0)[..., None]
     decoded = pixelplanes.decode(rgb.astype(np.uint8))
-    assert np.array_equal(decoded, ids)
+    assert set(np.unique(decoded)) == {0, 1}
+    assert np.mean(decoded == ids) > 0.999  # the median rounds the corners
 
 
 def test_black_clip_has_no_entities():

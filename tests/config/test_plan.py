@@ -168,9 +168,10 @@ def test_samples_of_shards_give_the_epochs(tmp_path):
     world = WorldConfig(max_entities=2)
     shards = tmp_path / "shards"
     write_shards((make_clip(i, seed=0, config=world) for i in range(3)), shards)
-    config = load("tiny", "multitask", overrides=[f"data.shards={shards}", "train.steps=6"])
+    overrides = [f"data.shards={shards}", "train.steps=6", "train.micro_batch_size=2"]
+    config = load("tiny", "multitask", overrides=overrides)
     report = dry_run_report(config, world_sizes=[1])
-    assert find_line(report, "samples per epoch").endswith(" 3; the run takes 16.00 epochs")
+    assert find_line(report, "samples per epoch").endswith(" 3; the run takes 4.00 epochs")
 
 
 def test_defaults_are_the_5b_model():
