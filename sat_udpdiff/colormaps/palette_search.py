@@ -116,8 +116,20 @@ def find_palette(
     for _ in range(2):
         centers = _ball_means(centers, means=means, counts=counts, radius=radius)
     support = _support(centers, means=means, counts=counts, radius=radius)
-    kept = support >= min_support
-    return centers[kept][np.argsort(-support[kept], kind="stable")]
+    order = np.argsort(-support, kind="stable")
+    order = order[support[order] >= min_support]
+    return _apart(centers[order], known=known)
+
+
+def _apart(
+    centers: Float64[np.ndarray, "k 3"], *, known: Float64[np.ndarray, "m 3"]
+) -> Float64[np.ndarray, "n 3"]:
+    """Leave out what the refinement moved onto a stronger or a known colour."""
+    kept = list(known)
+    for center in centers:
+        if all(((center - other) ** 2).sum() >= _MIN_RADIUS**2 for other in kept):
+            kept.append(center)
+    return np.array(kept[len(known) :]).reshape(-1, 3)
 
 
 def drop_mixtures(

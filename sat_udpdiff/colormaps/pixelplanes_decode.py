@@ -26,6 +26,11 @@ _MIN_SHARE = 3e-4
 """Share of the flat pixels of a clip below which a colour is no entity."""
 _CORE_REACH = 8.0
 """RGB distance to its colour within which a thin entity's middle lies, without noise."""
+_RIPPLE = 45.0
+"""RGB distance within which a codec's overshoot at an edge lies from the colour beside it."""
+_RIPPLE_WIDTH = 4
+"""Pixels that it is wide."""
+_MOSTLY = 0.8
 _SMALL_PICTURE = 200_000
 _MIN_PIXELS = 24.0
 """Fewer pixels, of the whole clip, are no entity."""
@@ -130,17 +135,17 @@ def _find_cues(rgb: UInt8[np.ndarray, "t h w 3"]) -> _Cues:
     window = min(9, max(5, height // 13 | 1))
     spread = palette_search.color_spread(smooth, flat=flat, lag=window // 2 + 4)
     total = float(np.hypot(noise, spread))
+    deep = np.stack(_each(frames, lambda t: palette_search.deep_mask(flat[t], window=window)))
     if spread < _QUIET:
         return _Cues(
             colors=smooth,
             flat=flat,
-            deep=flat,
+            deep=deep,
             flat_spread=spread,
             deep_spread=spread,
             noise=total,
             window=1,
         )
-    deep = np.stack(_each(frames, lambda t: palette_search.deep_mask(flat[t], window=window)))
 
     def denoise(t: int) -> np.ndarray:
         mean = cv2.boxFilter(smooth[t], -1, (window, window))
@@ -218,14 +223,47 @@ def _found_rows(cues: _Cues) -> UInt8[np.ndarray, "n 3"]:
     more = palette_search.find_palette(
         colors[flat & ~deep], spread=cues.flat_spread, min_support=least, known=found
     )
-    found = np.concatenate([found, more])
+    found = np.concatenate([found, _without_ripples(cues, more, known=found)])
     if len(found) and _thin_entities_matter(cues):
-        found = np.concatenate([found, _thin_colors(cues, found=found, min_support=least)])
+        thin = _thin_colors(cues, found=found, min_support=least)
+        found = np.concatenate([found, _without_ripples(cues, thin, known=found)])
     # Noise on black is cut off below 0, which makes it 0.4 deviations brighter in each channel.
     norms = np.sqrt((found**2).sum(axis=1))
     black = norms <= _BLACK_RADIUS + 0.4 * np.sqrt(3) * cues.noise
     ground = found[black][norms[black].argmin()][None] if black.any() else np.zeros((1, 3))
     return np.concatenate([ground, found[~black]]).round().astype(np.uint8)
+
+
+def _without_ripples(
+    cues: _Cues, modes: Float64[np.ndarray, "k 3"], *, known: Float64[np.ndarray, "m 3"]
+) -> Float64[np.ndarray, "n 3"]:
+    """Leave out what a codec paints beside edges: shades of a known colour along its border."""
+    kept = []
+    for mode in modes:
+        near = known[((known - mode) ** 2).sum(axis=1) < _RIPPLE**2]
+        if len(near) == 0 or _share_beside(cues, mode, others=near) < _MOSTLY:
+            kept.append(mode)
+    return np.array(kept).reshape(-1, 3)
+
+
+def _share_beside(
+    cues: _Cues, color: Float64[np.ndarray, " 3"], *, others: Float64[np.ndarray, "k 3"]
+) -> float:
+    """Share of the pixels of a colour within _RIPPLE_WIDTH of pixels of the others."""
+    window = np.ones((2 * _RIPPLE_WIDTH + 1,) * 2, np.uint8)
+    pixels = beside = 0
+    for frame in cues.colors:
+        own = _near(frame, color)
+        around = np.logical_or.reduce([_near(frame, other) for other in others])
+        pixels += np.count_nonzero(own)
+        beside += np.count_nonzero(own & (cv2.dilate(around.view(np.uint8), window) > 0))
+    return beside / max(pixels, 1)
+
+
+def _near(
+    frame: UInt8[np.ndarray, "h w 3"], color: Float64[np.ndarray, " 3"]
+) -> Bool[np.ndarray, "h w"]:
+    return _distance(frame, np.broadcast_to(color.astype(np.float32), frame.shape)) <= _CORE_REACH
 
 
 def _thin_entities_matter(cues: _Cues) -> bool:
@@ -238,7 +276,8 @@ def _reach(cues: _Cues) -> float:
 
 
 def _distance(
-    colors: UInt8[np.ndarray, "h w 3"], others: UInt8[np.ndarray, "h w 3"]
+    colors: UInt8[np.ndarray, "h w 3"],
+    others: UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"],
 ) -> Float32[np.ndarray, "h w"]:
     difference = colors.astype(np.float32) - others
     return np.sqrt((difference**2).sum(axis=-1))

@@ -80,6 +80,7 @@ def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
             f"data.shards={shards.resolve()}",
             f"run.output={(options.output / name).resolve()}",
             f"train.steps={options.steps}",
+            "optimizer.schedule=linear",
             f"checkpoint.every_steps={options.steps}",
         ],
     )

@@ -5,7 +5,8 @@
 It stands for the CogVideoX weights that the paper starts from; `make demo` expands it by the
 duplicate rule and fine-tunes it on both tasks. Latents of all clips are encoded once with the
 shipped codec, into the work folder; the network trains on them. Every step draws from (seed, step)
-alone: a stopped run goes on from its work folder.
+alone: a stopped run goes on from its work folder. `--start` takes the weights of an earlier round,
+whose `--seed` it should not repeat.
 """
 
 import argparse
@@ -90,7 +91,15 @@ def encode_world(config: Config, *, world: TinyWorld, clips: int, work: Path) ->
 class BaseTrainer:
     """The run, and what a step needs besides."""
 
-    def __init__(self, config: Config, *, training: BaseTraining, world: EncodedWorld, work: Path):
+    def __init__(
+        self,
+        config: Config,
+        *,
+        training: BaseTraining,
+        world: EncodedWorld,
+        work: Path,
+        weights: Path | None = None,
+    ):
         self.config, self.training, self.world = config, training, world
         self.text = TextEncoder.load(
             config.text,
@@ -101,6 +110,8 @@ class BaseTrainer:
         self.schedule = make_schedule(config.diffusion)
         network = build_network(config.model, dtype=torch.float32, device="cpu")
         initialise(network, training.seed)
+        if weights is not None:
+            network.load_state_dict(load_file(weights))
         self.run = SmallRun(
             network, weight_decay=training.weight_decay, ema_decay=training.ema_decay, work=work
         )
@@ -154,17 +165,23 @@ class BaseTrainer:
 
 def main() -> None:
     """Encode, train, export."""
+    defaults = BaseTraining()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the unfinished run")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--clips", type=int, default=BaseTraining.clips)
-    parser.add_argument("--steps", type=int, default=BaseTraining.steps)
+    parser.add_argument("--clips", type=int, default=defaults.clips)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--start", type=Path, help="weights file to go on from")
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args()
     config = load_config([str(CONFIGS / "tiny.yaml"), str(CONFIGS / "baseline.yaml")], [])
-    training = BaseTraining(steps=args.steps, clips=args.clips)
+    training = BaseTraining(steps=args.steps, clips=args.clips, lr=args.lr, seed=args.seed)
     world = encode_world(config, world=TinyWorld(), clips=args.clips, work=args.work)
-    trainer = BaseTrainer(config, training=training, world=world, work=args.work)
+    trainer = BaseTrainer(
+        config, training=training, world=world, work=args.work, weights=args.start
+    )
     run = trainer.run
     started, first, mean_loss = time.monotonic(), run.step, math.nan
     while run.step < args.steps:

@@ -165,12 +165,13 @@ def export(codec: AutoencoderKLCogVideoX, quality: CodecQuality, *, folder: Path
 
 def main() -> None:
     """Train, measure, export."""
+    defaults = CodecTraining()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the unfinished run")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=CodecTraining.steps)
-    parser.add_argument("--lr", type=float, default=CodecTraining.lr)
-    parser.add_argument("--seed", type=int, default=CodecTraining.seed)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--start", type=Path, help="folder of a codec to go on from")
     parser.add_argument("--measure-every", type=int, default=500)
     args = parser.parse_args()

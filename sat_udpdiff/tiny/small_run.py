@@ -1,6 +1,6 @@
 """A small single-process training run: optimizer, learning rate, and a state that goes on.
 
-Muon (Jordan et al. 2024, torch.optim.Muon) orthogonalises the momentum of matrices. On the tiny
+Muon (Jordan et al. 2024) orthogonalises the momentum of matrices. On the tiny
 codec it reached in 200 steps the loss that Adam reached in 350; on two cores that is the
 difference between one hour and two.
 """
@@ -15,6 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_MOMENTUM = 0.95
+
 
 def cosine_rate(step: int, *, steps: int, warmup_steps: int, peak: float, final: float) -> float:
     """Learning rate of a step: linear warm-up to `peak`, then a cosine down to `final`."""
@@ -24,23 +27,46 @@ def cosine_rate(step: int, *, steps: int, warmup_steps: int, peak: float, final:
     return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
-class FlatMuon(torch.optim.Muon):
-    """Muon over weights of any number of dimensions, each seen as (out, everything else)."""
+def orthogonalise(update: Tensor) -> Tensor:
+    """Push the singular values of a matrix towards 1, by five Newton-Schulz steps in its own dtype.
+
+    torch.optim.Muon takes these steps in bfloat16, which CPUs without bf16 units multiply 3.4 times
+    slower than float32: 40 % of a step of the tiny base network.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    is_tall = update.shape[0] > update.shape[1]
+    matrix = update.T if is_tall else update
+    matrix = matrix / matrix.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = matrix @ matrix.T
+        matrix = torch.addmm(matrix, torch.addmm(gram, gram, gram, beta=b, alpha=c), matrix, beta=a)
+    return matrix.T if is_tall else matrix
+
+
+class FlatMuon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum 0.95; each weight is seen as (out, everything else).
+
+    An update has the size of AdamW's: 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, eq. 4).
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float):
-        self._weights = list(parameters)
-        self._views = [
-            nn.Parameter(weight.detach().view(weight.shape[0], -1)) for weight in self._weights
-        ]
-        super().__init__(
-            self._views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the weights through their views."""
-        for weight, view in zip(self._weights, self._views, strict=True):
-            view.grad = None if weight.grad is None else weight.grad.view_as(view)
-        super().step(closure)
+        """Update every weight that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                gradient = weight.grad.flatten(1)
+                if not (state := self.state[weight]):
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                momentum = state["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM)
+                direction = orthogonalise(gradient.lerp(momentum, _MOMENTUM))
+                size = 0.2 * math.sqrt(max(direction.shape))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(direction.view_as(weight), alpha=group["lr"] * size)
 
 
 def muon_and_adam(network: nn.Module, *, weight_decay: float) -> tuple[torch.optim.Optimizer, ...]:

@@ -5,6 +5,7 @@ The full table is printed by tests/benchmarks/bench_colormaps.py.
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sat_udpdiff.colormaps import pixelplanes
 
@@ -72,3 +73,17 @@ def test_min_area_absorbs_specks(noisy):
     small = pixelplanes.decode(rgb, palette=colors, min_area=1)
     large = pixelplanes.decode(rgb, palette=colors, min_area=60)
     assert len(np.unique(large)) < len(np.unique(small))
+
+
+def test_overshoot_beside_edges_is_no_entity(noisy):
+    """A codec paints shades of a colour along its borders; the colour's entity keeps them."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        ids = noisy.make_ids(num_entities=4, shape=(5, 64, 96), rng=rng, radius=(0.1, 0.3))
+        colors = pixelplanes.draw_colors(4, generator=rng, min_distance=60.0)
+        clean = pixelplanes.encode(ids, colors=colors).astype(np.float32)
+        soft = ndimage.gaussian_filter(clean, (0, 0.7, 0.7, 0))
+        sharp = soft + 0.3 * (soft - ndimage.gaussian_filter(soft, (0, 2, 2, 0)))
+        decoded = pixelplanes.decode(sharp.clip(0, 255).round().astype(np.uint8))
+        assert len(np.unique(decoded)) == len(np.unique(ids))
+        assert noisy.score(decoded, true=ids).ari > 0.95

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sat_udpdiff.tiny.small_run import SmallRun, cosine_rate, muon_and_adam
+from sat_udpdiff.tiny.small_run import FlatMuon, SmallRun, cosine_rate, muon_and_adam
 
 
 def network() -> nn.Module:
@@ -48,7 +48,25 @@ def test_every_parameter_is_trained(tmp_path: Path) -> None:
 def test_muon_takes_matrices_and_adam_the_rest() -> None:
     muon, adam = muon_and_adam(network(), weight_decay=0.0)
     sizes = [[p.ndim for g in o.param_groups for p in g["params"]] for o in (muon, adam)]
-    assert sizes == [[2], [1, 1, 1]]
+    assert sizes == [[5], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (4, 2, 3, 3, 3)])
+def test_muon_steps_as_torch_does(shape: tuple[int, ...]) -> None:
+    """torch's iterations are in bfloat16: 8 bits of every value."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.empty(0))
+    theirs.data = ours.detach().flatten(1).clone()
+    muon = FlatMuon([ours], lr=0.1, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        before = ours.detach().clone()
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.flatten(1)
+        muon.step()
+        reference.step()
+        step = (ours.detach() - before).norm()
+        assert (ours.detach().flatten(1) - theirs.detach()).norm() < 0.05 * step
 
 
 def test_cosine_rate() -> None:
