@@ -26,11 +26,13 @@ _MIN_SHARE = 3e-4
 """Share of the flat pixels of a clip below which a colour is no entity."""
 _CORE_REACH = 8.0
 """RGB distance to its colour within which a thin entity's middle lies, without noise."""
-_RIPPLE = 45.0
+_RIPPLE = 60.0
 """RGB distance within which a codec's overshoot at an edge lies from the colour beside it."""
 _RIPPLE_WIDTH = 4
 """Pixels that it is wide."""
 _MOSTLY = 0.8
+_CODEC_ERROR = 8.0
+"""How much farther its other pixels may lie."""
 _SMALL_PICTURE = 200_000
 _MIN_PIXELS = 24.0
 """Fewer pixels, of the whole clip, are no entity."""
@@ -329,7 +331,7 @@ def _label(
             labels = beside(labels, trusted=deep, doubtful=flat & ~deep, margin=margin)
         if thin:
             unmixed = _unmixed(cues, t, labels=labels, rows=rows)
-            near = _distance(colors, rows[labels]) <= _reach(cues)
+            near = _distance(colors, rows[labels]) <= _reach(cues) + _CODEC_ERROR
             flat = flat | (unmixed & near)
         return beside(labels, trusted=flat, doubtful=~flat)
 
