@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo"))
     parser.add_argument("--clips", type=int, default=512, help="synthetic training clips")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=280, help="optimizer steps of each training")
     parser.add_argument("--ranks", type=int, default=2, help="processes per training")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts, each sampled")
     options = parser.parse_args(argv)
@@ -80,6 +80,9 @@ def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
             f"data.shards={shards.resolve()}",
             f"run.output={(options.output / name).resolve()}",
             f"train.steps={options.steps}",
+            # Few steps: small batches, large steps that end at 0.
+            "train.micro_batch_size=2",
+            "optimizer.lr=3e-3",
             "optimizer.schedule=linear",
             f"checkpoint.every_steps={options.steps}",
         ],
