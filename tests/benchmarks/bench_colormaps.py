@@ -1,7 +1,7 @@
 """Colormaps: how fast, how much memory, and how well segmentation is read back under noise.
 
-    python tests/benchmarks/bench_colormaps.py speed [--repeats 5]
-    python tests/benchmarks/bench_colormaps.py quality [--seeds 3]
+    python tests/benchmarks/bench_colormaps.py [speed] [--repeats 5]
+    python tests/benchmarks/bench_colormaps.py [quality] [--seeds 3]
 
 speed: one clip of 49x480x720 with 20 entities, every function once per round, medians over the
 rounds with the lowest and highest, in wall seconds; the first round warms up (tables are filled)
@@ -19,7 +19,6 @@ import importlib.util
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -101,9 +100,16 @@ def _calls(data):
 
 def _peak_growth(name, data, answer):
     call = _calls(data)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss would hold the peak of the parent and of unpickling; 5 resets VmHWM.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_mib("VmRSS")
     call()
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answer.put(_resident_mib("VmHWM") - before)
+
+
+def _resident_mib(field):
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if field in line) / 1024
 
 
 def _memory(name, data):
@@ -164,15 +170,15 @@ def quality(seeds):
 
 
 def main():
-    """Run one of the two."""
+    """Run one of the two, or both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "quality"))
+    parser.add_argument("what", nargs="?", choices=("speed", "quality", "both"), default="both")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    if options.what == "speed":
+    if options.what != "quality":
         speed(options.repeats)
-    else:
+    if options.what != "speed":
         quality(options.seeds)
 
 
