@@ -66,7 +66,9 @@ class InitConfig:
     """How the weights start (Tab. 10 and 11)."""
 
     weights: str | None = None
-    """Base checkpoint: a folder or .safetensors file; `tiny` = the weights shipped with us."""
+    """Base checkpoint: a .safetensors file, a run folder or one of its checkpoints, a SAT
+    checkpoint (.pt or its folder), a diffusers folder, a hub id, or `tiny` = the weights shipped
+    with us. null draws them from the seed."""
     dense_channels: Literal["duplicate", "random"] = "duplicate"
     dense_scale: float = 1.0
     """Factor on the duplicated input weights: 1 paper, 0.7071 keeps the variance, 0.5 Marigold."""
@@ -86,7 +88,8 @@ class VideoCodecConfig:
     encode_chunks: Literal["whole", "diffusers"] = "whole"
     """whole: one pass over the clip, as the released weights were trained."""
     tiling: bool = False
-    slicing: bool = False
+    slicing: bool = True
+    """Clips one after another: memory of one. Off, small clips are faster."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
 
 

@@ -7,18 +7,21 @@ stated formulas, per process, in GB of 1e9 bytes.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from data_loaders.shards import ShardIndex
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import dump_config, notes
 from sat_udpdiff.distributed import read_launch_facts
 from sat_udpdiff.encoders.latents import latent_size
+from sat_udpdiff.encoders.source import TINY, TINY_WEIGHTS
 from sat_udpdiff.model.accounting import forward_flops
 from sat_udpdiff.model.dense_channels import total_channels
 from sat_udpdiff.model.transformer import build_network
@@ -192,32 +195,50 @@ def _activation_bytes(config: Config, *, sizes: Sizes) -> float:
 
 
 def _encoder_bytes(config: Config) -> float:
-    text = _local_bytes(_folder(config.text.weights, name="text"))
-    codec = _local_bytes(_folder(config.codec.weights, name="codec"))
-    text = text or _T5_XXL_PARAMETERS * _BYTES[config.text.dtype]
-    codec = codec or _CODEC_PARAMETERS * _BYTES[config.codec.dtype]
-    return float(text + codec)
+    text, codec = _local_parameters(_text_folder(config)), _local_parameters(_codec_folder(config))
+    return float(
+        (text or _T5_XXL_PARAMETERS) * _BYTES[config.text.dtype]
+        + (codec or _CODEC_PARAMETERS) * _BYTES[config.codec.dtype]
+    )
 
 
 def _encoding_bytes(config: Config) -> float:
-    """The clips of a micro-batch are encoded one after another."""
+    """Clips and their maps are encoded one after another, or together without slicing."""
     data = config.data
-    folder = _folder(config.codec.weights, name="codec")
-    description = folder / (config.codec.subfolder or "") / "config.json"
+    views = 2 if config.model.dense_groups else 1
+    together = 1 if config.codec.slicing else views * config.train.micro_batch_size
+    description = _codec_folder(config) / "config.json"
     channels = _CODEC_CHANNELS
     if description.is_file():
         channels = json.loads(description.read_text(encoding="utf-8"))["block_out_channels"][0]
-    values = data.num_frames * data.height * data.width * channels
+    values = together * data.num_frames * data.height * data.width * channels
     return float(values * _BYTES[config.codec.dtype] * _CODEC_MAPS)
 
 
-def _folder(weights: str, *, name: str) -> Path:
-    """Where `weights` would lie: our own folder for `tiny`, else a path or a hub id."""
-    return Path(__file__).parent / "tiny" / "weights" / name if weights == "tiny" else Path(weights)
+def _text_folder(config: Config) -> Path:
+    return _folder(config.text.weights, subfolder="text_encoder", tiny="text")
 
 
-def _local_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("**/*.safetensors"))
+def _codec_folder(config: Config) -> Path:
+    return _folder(config.codec.weights, subfolder=config.codec.subfolder, tiny="codec")
+
+
+def _folder(weights: str, *, subfolder: str | None, tiny: str) -> Path:
+    """Where the files of a frozen network would lie; a hub id gives a folder that is not there."""
+    if weights == TINY:
+        return TINY_WEIGHTS / tiny
+    inner = Path(weights).expanduser() / (subfolder or "")
+    return inner if inner.is_dir() else inner.parent if subfolder else inner
+
+
+def _local_parameters(folder: Path) -> int:
+    """Parameters of the safetensors files in a folder, by their headers; 0 without files."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            names = content.keys()
+            count += sum(math.prod(content.get_slice(name).get_shape()) for name in names)
+    return count
 
 
 def _count_samples(config: Config) -> int | None:

@@ -70,16 +70,16 @@ def make_example(
 
 
 def _encode(batch: Batch, *, codec: VideoCodec, seed: int) -> Float[Tensor, "b t c h w"]:
-    """Latents of RGB and dense map, joined over channels; one at a time, for memory."""
-    numbers = batch.numbers.tolist()
-    latents = []
-    for video, stream in (
-        (batch.rgb, Stream.VIDEO_LATENT),
-        (batch.dense, Stream.DENSE_LATENT),
-    ):
-        if video is None:
-            continue
-        posterior = codec.encode(video)
-        noise = normal(numbers, seed=seed, stream=stream, shape=posterior.mean.shape[1:])
-        latents.append(posterior.sample(noise.to(codec.device)))
-    return torch.cat(latents, dim=2)
+    """Latents of RGB and dense map, joined over channels.
+
+    Both go through the codec together, as small clips would not fill the processor one by one;
+    `codec.slicing` takes large ones apart again.
+    """
+    views = [(batch.rgb, Stream.VIDEO_LATENT)]
+    if batch.dense is not None:
+        views.append((batch.dense, Stream.DENSE_LATENT))
+    posterior = codec.encode(torch.cat([video for video, _ in views]))
+    numbers, shape = batch.numbers.tolist(), posterior.mean.shape[1:]
+    noise = [normal(numbers, seed=seed, stream=stream, shape=shape) for _, stream in views]
+    latents = posterior.sample(torch.cat(noise).to(codec.device))
+    return torch.cat(latents.chunk(len(views)), dim=2)

@@ -5,6 +5,8 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data_loaders.shard_writer import write_shards
 from data_loaders.synthetic import WorldConfig, make_clip
@@ -57,7 +59,7 @@ def test_sizes_of_the_5b_model():
 
 def test_sizes_of_the_tiny_model():
     sizes = derive_sizes(load("tiny", "multitask"))
-    assert sizes.latent == (3, 32, 16, 24)
+    assert sizes.latent == (3, 32, 8, 12)
     assert sizes.video_tokens == 288
     # No recomputation: forward and backward alone.
     assert sizes.sample_flops == 3 * sizes.forward_flops
@@ -84,6 +86,17 @@ def test_memory_of_the_5b_model_on_eight_devices():
     assert 15 < gigabytes["encoding"] < 25
     # CogVideo reports 75 GB for this recipe, with larger buckets.
     assert 50 < memory.total / 1e9 < 75
+
+
+def test_encoders_of_a_pipeline_folder_are_counted_without_its_transformer(tmp_path):
+    for name, numel in (("vae", 1000), ("text_encoder", 3000), ("transformer", 10**6)):
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.zeros(numel)}, tmp_path / name / "model.safetensors")
+    where = [f"codec.weights={tmp_path}", f"text.weights={tmp_path}"]
+    config = load("5b", "multitask", overrides=where)
+    memory = estimate_memory(config, sizes=derive_sizes(config), world_size=1)
+    # fp32 in the files, bf16 in the run.
+    assert memory.encoders == 2 * (1000 + 3000)
 
 
 @pytest.mark.parametrize(

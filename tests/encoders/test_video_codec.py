@@ -12,7 +12,12 @@ from sat_udpdiff.config import VideoCodecConfig
 from sat_udpdiff.encoders.vae import VideoCodec
 
 CONFIG = VideoCodecConfig(
-    weights="tests", scale_factor=0.7, spatial_compression=4, temporal_compression=4, dtype="fp32"
+    weights="tests",
+    scale_factor=0.7,
+    spatial_compression=4,
+    temporal_compression=4,
+    slicing=False,
+    dtype="fp32",
 )
 
 
