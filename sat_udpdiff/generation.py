@@ -10,12 +10,12 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 from data_loaders.captions import name_task
 from sat_udpdiff.colormaps import depth, location_aware, pixelplanes
+from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.config import TASKS, ColormapConfig, Config, Task
 from sat_udpdiff.config_values import hint
 from sat_udpdiff.diffusion.guidance import guidance_scale, guide
@@ -230,12 +230,6 @@ def check_task(task: str | None, *, config: Config) -> Task | None:
             f"(data.tasks), got {task}"
         )
     return cast(Task, task)
-
-
-def to_uint8(rgb: Float[Tensor, "t 3 h w"]) -> UInt8[np.ndarray, "t h w 3"]:
-    """Frames in [-1, 1] as 0..255."""
-    levels = ((rgb.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return rearrange(levels, "t c h w -> t h w c").cpu().numpy()
 
 
 def decode_dense(

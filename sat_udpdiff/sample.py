@@ -34,7 +34,7 @@ from sat_udpdiff.generation import (
     generate,
 )
 from sat_udpdiff.outputs import write_sample
-from sat_udpdiff.weights.find import find_weights
+from sat_udpdiff.weights.find import find_weights, is_on_hub
 from sat_udpdiff.weights.fingerprint import fingerprint
 from sat_udpdiff.weights.run_folder import CONFIG_FILE
 
@@ -72,17 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         jobs = plan(options, config=config)
         if options.dry_run:
+            if not is_on_hub(options.load):
+                find_weights(options.load, ema=options.ema)
             print(dump_config(config) + "\n".join(str(f) for job in jobs for f in job.folders))
             return 0
+        # From here on this very file, for a run that trains on makes new ones.
+        weights = find_weights(options.load, ema=options.ema).resolve()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_device(config, device=device.type)
         encoders = Encoders.load(config, device=device)
-        network = load_network(options, config=config, device=device)
+        network = load_network(weights, config=config, device=device)
     except ValueError as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
     _warn_about_prompts(jobs, encoders=encoders)
-    facts = _facts(options, config=config, network=network, encoders=encoders)
+    facts = common_facts(weights, config=config, network=network, encoders=encoders)
+    facts["weights"] |= {"load": options.load, "ema": options.ema}
     run(jobs, network=network, encoders=encoders, config=config, facts=facts)
     return 0
 
@@ -91,8 +96,7 @@ def plan(options: argparse.Namespace, *, config: Config) -> list[Job]:
     """Everything that will be made, checked before anything is loaded.
 
     Raises:
-        ValueError: Nothing to load, no prompt, a request the network cannot meet, or outputs that
-            exist already.
+        ValueError: No prompt, a request the network cannot meet, or outputs that exist already.
     """
     for name in ("load", "output"):
         if getattr(options, name) is None:
@@ -121,8 +125,6 @@ def plan(options: argparse.Namespace, *, config: Config) -> list[Job]:
             f"--output: {existing[0]} exists already ({len(existing)} such); "
             "give --overwrite to replace, or another folder"
         )
-    # Last, for a hub id is downloaded by it.
-    find_weights(options.load, ema=options.ema)
     return jobs
 
 
@@ -132,16 +134,14 @@ def folder_name(request: SampleRequest, *, index: int, seed: int) -> str:
     return f"{index:03d}_{slug or 'prompt'}_{request.task or 'rgb'}_seed{seed}"
 
 
-def load_network(
-    options: argparse.Namespace, *, config: Config, device: torch.device
-) -> "UDPDiffTransformer":
-    """The network with the weights of `--load`, frozen."""
+def load_network(weights: Path, *, config: Config, device: torch.device) -> "UDPDiffTransformer":
+    """The network with weights that `find_weights` found, frozen."""
     # SAT takes seconds to import; a request that cannot be met is refused without it.
     from sat_udpdiff.model.transformer import build_network
     from sat_udpdiff.weights.load import load_network_weights
 
     network = build_network(config.model, dtype=DTYPES[config.train.precision], device=device)
-    load_network_weights(network, config, weights=options.load, ema=options.ema, expand=False)
+    load_network_weights(network, config, weights=str(weights), expand=False)
     return network.eval().requires_grad_(False)
 
 
@@ -162,7 +162,7 @@ def run(
                 network, job.request, encoders=encoders, config=config, on_step=bar.update
             )
             for sample, folder in zip(samples, job.folders, strict=True):
-                record = _record(sample, request=job.request, folder=folder, facts=facts)
+                record = make_record(sample, request=job.request, folder=folder, facts=facts)
                 # What may be replaced was settled by `plan`.
                 write_sample(sample, folder, config=config, record=record, overwrite=True)
                 bar.write(str(folder / "contact_sheet.png"), file=sys.stdout)
@@ -191,7 +191,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _seed(word: str) -> int | str:
     """A seed, or a setting that stands behind the seeds."""
-    return word if "=" in word else int(word)
+    if "=" in word:
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {word!r}") from None
 
 
 def _with_settings(arguments: list[str]) -> list[str]:
@@ -209,7 +214,8 @@ def _with_settings(arguments: list[str]) -> list[str]:
     ]
     own = _own_config(Path(known.load)) if known.load is not None else None
     if own is None:
-        if known.load is not None and "--base" not in arguments and not _asks_for_help(arguments):
+        names_base = any(word.split("=")[0] == "--base" for word in arguments)
+        if known.load is not None and not names_base and not _asks_for_help(arguments):
             raise ValueError(f"--base: expected configuration files, since {known.load} has none")
         return [*settings, *arguments]
     # First, so that what the user names wins.
@@ -262,8 +268,8 @@ def _warn_about_prompts(jobs: list[Job], *, encoders: Encoders) -> None:
             )
 
 
-def _facts(
-    options: argparse.Namespace,
+def common_facts(
+    weights: Path,
     *,
     config: Config,
     network: "UDPDiffTransformer",
@@ -271,7 +277,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What all samples of this run have in common."""
     return {
-        "weights": {"load": options.load, "ema": options.ema, "sha256": fingerprint(network)},
+        "weights": {"file": str(weights), "sha256": fingerprint(network)},
         "codec": {"weights": config.codec.weights, "sha256": fingerprint(encoders.codec.vae)},
         "text": {"weights": config.text.weights, "sha256": fingerprint(encoders.text.model)},
         "config": to_values(config),
@@ -283,12 +289,12 @@ def _facts(
     }
 
 
-def _record(
+def make_record(
     sample: GeneratedSample, *, request: SampleRequest, folder: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Content of sample.json."""
     words = ["python", "sat_udpdiff/sample.py", "--base", str(folder / "config.yaml")]
-    words += ["--load", facts["weights"]["load"], *(["--ema"] if facts["weights"]["ema"] else [])]
+    words += ["--load", facts["weights"]["file"]]
     words += ["--task", sample.task] if sample.task else []
     words += ["--prompt", sample.prompt, "--seed", str(sample.seed), "--output", "AGAIN"]
     return {

@@ -22,8 +22,8 @@ class TinyWorld:
     """Size and seed of the clips that the shipped weights were made from."""
 
     frames: int = 9
-    height: int = 64
-    width: int = 96
+    height: int = 32
+    width: int = 48
     seed: int = 0
 
     def clip(self, index: int, *, world: Literal["simple", "full"] = "simple") -> Sample:
@@ -64,9 +64,3 @@ def paint(
 def to_network(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "t 3 h w"]:
     """Pixels 0..255 to [-1, 1], float32, channels before rows."""
     return rearrange(torch.from_numpy(rgb).float() / 127.5 - 1.0, "t h w c -> t c h w")
-
-
-def to_pixels(video: Float[Tensor, "t 3 h w"]) -> UInt8[np.ndarray, "t h w 3"]:
-    """[-1, 1] to pixels 0..255, rounded."""
-    scaled = ((video.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
-    return rearrange(scaled, "t c h w -> t h w c").numpy()

@@ -2,9 +2,10 @@
 
     python -m sat_udpdiff.tiny.demo --output demo          (or: make demo)
 
-Every step is a command that a user would type, and is printed. A second call goes on where the
-first one stopped. The numbers at the end would expose a fake: each is printed beside the value
-that an unrelated map, or the other task with the same seed, gives.
+Data and training are commands that a user would type, and are printed; every sample's JSON holds
+the command that makes it again. A second call goes on where the first one stopped. The numbers at
+the end would expose a fake: each is printed beside the value that an unrelated map, or the other
+task with the same seed, gives.
 """
 
 import argparse
@@ -27,7 +28,9 @@ from sat_udpdiff.config_io import load_config
 from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.outputs import contact_sheet, write_sample
+from sat_udpdiff.sample import common_facts, make_record
 from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
+from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.load import load_network_weights
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo"))
     parser.add_argument("--clips", type=int, default=512, help="synthetic training clips")
-    parser.add_argument("--steps", type=int, default=280, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=560, help="optimizer steps of each training")
     parser.add_argument("--ranks", type=int, default=2, help="processes per training")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts, each sampled")
     options = parser.parse_args(argv)
+    # Training runs in the repository, wherever this was started.
+    options.output = options.output.resolve()
     started = time.monotonic()
     shards = make_shards(options.output, clips=options.clips)
     for name in ("multitask", "baseline"):
@@ -64,7 +69,11 @@ def make_shards(output: Path, *, clips: int) -> Path:
         shutil.rmtree(shards, ignore_errors=True)
         call(
             "python -m data_loaders.synthetic",
-            [shards, "--clips", clips, "--world", "simple", "--seed", 0, "--workers", 2],
+            [
+                shards,
+                *("--clips", clips, "--size", "32x48", "--world", "simple"),
+                *("--seed", 0, "--workers", 2),
+            ],
         )
     return shards
 
@@ -77,12 +86,12 @@ def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
             "--base",
             "configs/tiny.yaml",
             f"configs/{name}.yaml",
-            f"data.shards={shards.resolve()}",
-            f"run.output={(options.output / name).resolve()}",
+            f"data.shards={shards}",
+            f"run.output={options.output / name}",
             f"train.steps={options.steps}",
             # Few steps: small batches, large steps that end at 0.
             "train.micro_batch_size=2",
-            "optimizer.lr=3e-3",
+            "optimizer.lr=6e-3",
             "optimizer.schedule=linear",
             f"checkpoint.every_steps={options.steps}",
         ],
@@ -115,6 +124,12 @@ class Runs:
         )
         self.network.eval().requires_grad_(False)
         self.encoders = Encoders.load(self.config, device="cpu")
+        self.facts = common_facts(
+            find_weights(str(folder), ema=False),
+            config=self.config,
+            network=self.network,
+            encoders=self.encoders,
+        )
 
     def sample(self, prompts: Sequence[str], *, task: str | None) -> list[GeneratedSample]:
         """One sample per prompt, seed = number of the prompt, written beside the run."""
@@ -131,7 +146,7 @@ class Runs:
             )
             (sample,) = generate(self.network, request, encoders=self.encoders, config=self.config)
             folder = self.folder / "samples" / f"{seed:03d}_{task or 'rgb'}"
-            record = {"prompt": prompt, "task": task, "seed": seed}
+            record = make_record(sample, request=request, folder=folder, facts=self.facts)
             write_sample(sample, folder, config=self.config, record=record, overwrite=True)
             samples.append(sample)
         return samples

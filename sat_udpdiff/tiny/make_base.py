@@ -1,6 +1,6 @@
 """Train the tiny base network: a 16-channel CogVideoX of the synthetic world's RGB alone.
 
-    python -m sat_udpdiff.tiny.make_base --work runs/base --clips 4000 --steps 6000
+    python -m sat_udpdiff.tiny.make_base --work runs/base --compile
 
 It stands for the CogVideoX weights that the paper starts from; `make demo` expands it by the
 duplicate rule and fine-tunes it on both tasks. Latents of all clips are encoded once with the
@@ -12,6 +12,7 @@ whose `--seed` it should not repeat.
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,10 @@ _ENCODED_TOGETHER = 4
 class BaseTraining:
     """Settings of the run."""
 
-    steps: int = 6000
+    steps: int = 3600
     clips: int = 4000
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float = 3e-3
     final_lr: float = 5e-5
     warmup_steps: int = 100
     weight_decay: float = 1e-2
@@ -115,6 +116,13 @@ class BaseTrainer:
         self.run = SmallRun(
             network, weight_decay=training.weight_decay, ema_decay=training.ema_decay, work=work
         )
+        self.predict: Callable[..., Tensor] = network
+
+    def compile(self) -> None:
+        """Let torch.compile fuse the network; the first step then takes two minutes."""
+        # Each layer becomes a function of its own: more of them than torch expects.
+        torch._dynamo.config.recompile_limit = 64
+        self.predict = torch.compile(self.run.network)
 
     def step(self) -> float:
         """One step; returns its loss."""
@@ -123,7 +131,7 @@ class BaseTrainer:
         draws = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
         uniforms = torch.rand(count, generator=draws, dtype=torch.float64)
         terms = diffusion_loss(
-            lambda x_t, t: self.run.network(x_t, timesteps=t, text=text),
+            lambda x_t, t: self.predict(x_t, timesteps=t, text=text),
             x0,
             noise=torch.randn(x0.shape, generator=draws),
             t=draw_timesteps(uniforms, positions=torch.arange(count), global_batch=count),
@@ -174,6 +182,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--start", type=Path, help="weights file to go on from")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile: 1.7 times faster after two minutes; wants a C++ compiler",
+    )
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args()
     config = load_config([str(CONFIGS / "tiny.yaml"), str(CONFIGS / "baseline.yaml")], [])
@@ -182,6 +195,8 @@ def main() -> None:
     trainer = BaseTrainer(
         config, training=training, world=world, work=args.work, weights=args.start
     )
+    if args.compile:
+        trainer.compile()
     run = trainer.run
     started, first, mean_loss = time.monotonic(), run.step, math.nan
     while run.step < args.steps:

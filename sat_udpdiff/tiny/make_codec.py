@@ -39,8 +39,8 @@ ARCHITECTURE = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "temporal_compression_ratio": 4,
-    "sample_height": 64,
-    "sample_width": 96,
+    "sample_height": 32,
+    "sample_width": 48,
 }
 # Depth is smooth and met its target first; edges of saturated colours need the most steps.
 VIEW_ODDS: dict[View, float] = {"rgb": 0.45, "segmentation": 0.4, "depth": 0.15}
@@ -54,9 +54,8 @@ class CodecTraining:
     steps: int = 3200
     batch_size: int = 4
     stages: tuple[tuple[float, int, int, int], ...] = (
-        (0.55, 9, 24, 32),
-        (0.95, 9, 32, 48),
-        (1.00, 9, 64, 96),
+        (0.10, 9, 24, 32),
+        (1.00, 9, 32, 48),
     )
     """Crops: up to which share of the steps, frames, rows, columns.
 

@@ -9,8 +9,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
 from sat_udpdiff.colormaps import depth, pixelplanes
+from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
-from sat_udpdiff.tiny.clips import TinyWorld, View, paint, to_network, to_pixels
+from sat_udpdiff.tiny.clips import TinyWorld, View, paint, to_network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ def round_trip(codec: AutoencoderKLCogVideoX, pixels: np.ndarray) -> tuple[np.nd
     posterior: Any = codec.encode(video, return_dict=False)[0]
     latents = posterior.mean
     decoded: Any = codec.decode(latents, return_dict=False)[0]
-    return to_pixels(decoded[0].transpose(0, 1)), float(latents.square().mean())
+    return to_uint8(decoded[0].transpose(0, 1)), float(latents.square().mean())
 
 
 @torch.inference_mode()

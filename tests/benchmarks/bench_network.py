@@ -20,6 +20,7 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sat_udpdiff.config import ModelConfig
+from sat_udpdiff.config_io import load_config
 from sat_udpdiff.model.positions import TokenGrid
-from sat_udpdiff.model.presets import preset
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network, initialise
 from sat_udpdiff.weights.key_map import sat_to_diffusers
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,16 +52,27 @@ class Case:
     width: int
 
 
+def of_family(name: str) -> ModelConfig:
+    """The network of a family's value file."""
+    return load_config([str(CONFIGS / f"{name}.yaml")]).model
+
+
 def make_cases() -> list[Case]:
     """Return the tiny network, and blocks wide and long enough to be like the real ones."""
-    tiny = dataclasses.replace(preset("tiny"), task_signal="none")
+    tiny = dataclasses.replace(of_family("tiny"), task_signal="none")
     wide = dataclasses.replace(
-        tiny, hidden_size=768, num_heads=12, num_layers=1, time_embed_dim=512, text_length=226
+        tiny,
+        hidden_size=768,
+        num_heads=12,
+        num_layers=1,
+        time_embed_dim=512,
+        text_length=226,
+        patch_size=2,
     )
     two = dataclasses.replace(
-        preset("2b"), num_layers=1, task_signal="none", activation_checkpointing="none"
+        of_family("2b"), num_layers=1, task_signal="none", activation_checkpointing="none"
     )
-    clip = {"frames": 3, "height": 16, "width": 24}
+    clip = {"frames": 3, "height": 8, "width": 12}
     return [
         Case(name="block, tiny", part="block", config=tiny, **clip),
         Case(name="network, tiny, rotary", part="network", config=tiny, **clip),
@@ -89,6 +102,7 @@ def build_pair(
         time_embed_dim=config.time_embed_dim,
         text_embed_dim=config.text_dim,
         num_layers=config.num_layers,
+        patch_size=config.patch_size,
         max_text_seq_length=config.text_length,
         use_rotary_positional_embeddings=config.positions == "rotary",
     )
@@ -107,7 +121,7 @@ def make_runs(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    rows, columns = case.height // 2, case.width // 2
+    rows, columns = (side // config.patch_size for side in (case.height, case.width))
     rotary = None
     if config.positions == "rotary":
         rotary = get_3d_rotary_pos_embed(
@@ -295,7 +309,8 @@ def main() -> None:
         for key, (_, unit) in columns.items():
             ours, theirs = result["ours"][key], result["theirs"][key]
             cells.append(f"{ours * unit:.1f} / {theirs * unit:.1f} = **{ours / theirs:.2f}**")
-        tokens = case.config.text_length + case.frames * case.height * case.width // 4
+        area = case.height * case.width // case.config.patch_size**2
+        tokens = case.config.text_length + case.frames * area
         print(f"| {case.name} | {tokens} |", " | ".join(cells), "|", flush=True)
 
 

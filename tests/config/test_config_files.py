@@ -8,7 +8,6 @@ import yaml
 
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import load_config, to_values
-from sat_udpdiff.model.presets import PRESETS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILIES = ("tiny", "2b", "5b")
@@ -93,11 +92,6 @@ def test_single_task_ablations_are_the_single_task_files(name):
     task = "depth" if name == "scratch_single" else "segmentation"
     ablation = load("5b", "multitask", f"ablations/{name}")
     assert changed(load("5b", task), ablation) == ABLATIONS[name] - SINGLE_TASK
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_family_numbers_are_those_of_the_network(family):
-    assert load(family).model == PRESETS[family]
 
 
 def test_the_paper_is_the_default():

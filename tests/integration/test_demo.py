@@ -28,5 +28,8 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
     assert {path.name for path in samples.iterdir()} == {
         f"{number:03d}_{task}" for number in range(2) for task in ("segmentation", "depth")
     }
+    record = json.loads((samples / "001_depth" / "sample.json").read_text())
+    assert "--task depth" in record["command"]
+    assert record["weights"]["file"].endswith("step_00000002/network.safetensors")
     lines = (tmp_path / "demo" / "multitask" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2

@@ -29,11 +29,12 @@ def test_a_bare_process_builds_and_runs_a_network():
         import torch.distributed as dist
 
         before = torch.random.get_rng_state()
-        from sat_udpdiff.model.presets import preset
+        from sat_udpdiff.config import ModelConfig
         from sat_udpdiff.model.transformer import build_network, initialise
 
         assert not dist.is_initialized()
-        network = build_network(preset("tiny"), dtype=torch.float32, device="cpu")
+        config = ModelConfig(num_layers=2, hidden_size=64, num_heads=1, text_dim=128)
+        network = build_network(config, dtype=torch.float32, device="cpu")
         initialise(network, 0)
         assert torch.equal(before, torch.random.get_rng_state())
         assert dist.get_world_size() == 1
@@ -57,7 +58,7 @@ def test_a_bare_process_builds_and_runs_a_network():
 
         # A group that ended takes SAT's groups with it; the next network needs new ones.
         dist.destroy_process_group()
-        build_network(preset("tiny"), dtype=torch.float32, device="cpu")
+        build_network(config, dtype=torch.float32, device="cpu")
         assert dist.is_initialized()
         """
     )
@@ -73,10 +74,11 @@ def test_a_group_that_exists_is_used():
 
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         group = dist.group.WORLD
-        from sat_udpdiff.model.presets import preset
+        from sat_udpdiff.config import ModelConfig
         from sat_udpdiff.model.transformer import build_network
 
-        build_network(preset("tiny"), dtype=torch.float32, device="cpu")
+        config = ModelConfig(num_layers=2, hidden_size=64, num_heads=1, text_dim=128)
+        build_network(config, dtype=torch.float32, device="cpu")
         assert dist.group.WORLD is group
         """
     )

@@ -44,8 +44,8 @@ def randomise(network, seed=0):
     return network
 
 
-def make_pair(positions, dtype, *, final_eps=1e-6, groups=1):
-    config = dataclasses.replace(CONFIG, positions=positions, dense_groups=groups)
+def make_pair(positions, dtype, *, final_eps=1e-6, groups=1, patch=2):
+    config = dataclasses.replace(CONFIG, positions=positions, dense_groups=groups, patch_size=patch)
     ours = randomise(build_network(config, dtype=dtype, device="cpu"))
     theirs = CogVideoXTransformer3DModel(
         num_attention_heads=HEADS,
@@ -55,6 +55,7 @@ def make_pair(positions, dtype, *, final_eps=1e-6, groups=1):
         time_embed_dim=config.time_embed_dim,
         text_embed_dim=TEXT_DIM,
         num_layers=LAYERS,
+        patch_size=patch,
         sample_width=WIDTH,
         sample_height=HEIGHT,
         sample_frames=4 * (FRAMES - 1) + 1,
@@ -81,7 +82,7 @@ def run_ours(network, latents, text, timesteps):
 def run_theirs(network, latents, text, timesteps):
     rotary = None
     if network.config.use_rotary_positional_embeddings:
-        rows, columns = latents.shape[3] // 2, latents.shape[4] // 2
+        rows, columns = (side // network.config.patch_size for side in latents.shape[3:])
         rotary = get_3d_rotary_pos_embed(
             HEAD, ((0, 0), (rows, columns)), (rows, columns), latents.shape[1]
         )
@@ -116,6 +117,15 @@ def test_other_latent_sizes_equal_diffusers(positions, size):
 def test_the_baseline_equals_diffusers_at_16_channels():
     ours, theirs = make_pair("rotary", torch.float32, groups=0)
     inputs = make_inputs(torch.float32, channels=16)
+    with torch.no_grad():
+        difference = largest_difference(run_ours(ours, *inputs), run_theirs(theirs, *inputs))
+    assert difference < 5e-5
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sincos"])
+def test_patches_of_one_latent_pixel_equal_diffusers(positions):
+    ours, theirs = make_pair(positions, torch.float32, patch=1)
+    inputs = make_inputs(torch.float32)
     with torch.no_grad():
         difference = largest_difference(run_ours(ours, *inputs), run_theirs(theirs, *inputs))
     assert difference < 5e-5

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from data_loaders.captions import TASK_PHRASES
 from sat_udpdiff.colormaps import depth, location_aware, pixelplanes
+from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.config import Config, TextEncoderConfig, VideoCodecConfig
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
@@ -20,7 +21,6 @@ from sat_udpdiff.generation import (
     decode_dense,
     generate,
     sample_latents,
-    to_uint8,
 )
 from sat_udpdiff.model.transformer import build_network, initialise
 

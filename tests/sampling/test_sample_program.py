@@ -111,6 +111,8 @@ def test_one_sample_and_the_command_that_makes_it_again(checkpoint, tmp_path, ca
     assert len(record["weights"]["sha256"]) == len(record["codec"]["sha256"]) == 64
     assert record["versions"]["torch"] == metadata.version("torch")
 
+    assert record["weights"]["file"] == str(checkpoint / "network.safetensors")
+
     again = shlex.split(record["command"])
     assert again[:2] == ["python", "sat_udpdiff/sample.py"]
     again[again.index("AGAIN")] = str(tmp_path / "again")
@@ -220,6 +222,12 @@ def test_bad_requests_are_refused_in_one_line(
     assert message in error
     assert error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_that_is_no_number_is_told_what_is_one(checkpoint, tmp_path, capsys):
+    words = ("--load", checkpoint, "--task", "depth", "--prompt", PROMPT, "--seed", "abc")
+    assert run(*words, "--output", tmp_path / "out") == 2
+    assert "--seed: expected an integer >= 0, got 'abc'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "\n  \n"])

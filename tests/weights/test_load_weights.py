@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from sat_udpdiff.config import Config, InitConfig, ModelConfig
 from sat_udpdiff.model.transformer import build_network, initialise
+from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.key_map import sat_to_diffusers
 from sat_udpdiff.weights.load import load_network_weights
 
@@ -93,6 +94,29 @@ def test_a_sat_checkpoint_folder_gives_the_same(base_file, base_state, tmp_path)
     torch.save({"module": module}, folder / "mp_rank_00_model_states.pt")
     expected, loaded = load(base_file), load(folder.parent)
     assert all(loaded[key].equal(expected[key]) for key in expected)
+
+
+def test_of_several_sat_saves_the_one_that_latest_names(base_state, tmp_path):
+    for step in ("1000", "2000", "3000"):
+        (tmp_path / step).mkdir()
+        torch.save({"module": base_state}, tmp_path / step / "mp_rank_00_model_states.pt")
+    with pytest.raises(ValueError, match=r"a file `latest` .* got 1000, 2000, 3000"):
+        find_weights(str(tmp_path), ema=False)
+    (tmp_path / "latest").write_text("2000\n")
+    assert find_weights(str(tmp_path), ema=False).parent.name == "2000"
+
+
+def test_averaged_weights_are_not_taken_for_plain_ones(base_file):
+    for weights in (str(base_file), "tiny"):
+        with pytest.raises(ValueError, match="--ema: expected a run or checkpoint folder"):
+            find_weights(weights, ema=True)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"weights: no folder 'runs/bse' here, and the hub id"):
+        find_weights("runs/bse", ema=False)
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
