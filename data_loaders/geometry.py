@@ -13,19 +13,14 @@ def _crop_box(*, source: tuple[int, int], target: tuple[int, int]) -> tuple[int,
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _fit(frames: np.ndarray, *, height: int, width: int, interpolation: int) -> np.ndarray:
+def _fit(frames: np.ndarray, *, height: int, width: int, shrink: int, enlarge: int) -> np.ndarray:
+    """Crop and resize, by OpenCV's method `shrink` or `enlarge`, whichever it comes to."""
     if frames.shape[1:3] == (height, width):
         return frames
     top, left, crop_height, crop_width = _crop_box(source=frames.shape[1:3], target=(height, width))
     crop = frames[:, top : top + crop_height, left : left + crop_width]
-    return np.stack(
-        [cv2.resize(frame, (width, height), interpolation=interpolation) for frame in crop]
-    )
-
-
-def _smooth(frames: np.ndarray, *, height: int) -> int:
-    # Area averages shrink without aliasing; it does not enlarge.
-    return cv2.INTER_AREA if frames.shape[1] >= height else cv2.INTER_CUBIC
+    way = shrink if crop_height >= height else enlarge
+    return np.stack([cv2.resize(frame, (width, height), interpolation=way) for frame in crop])
 
 
 def fit_rgb(
@@ -38,7 +33,8 @@ def fit_rgb(
         height: Wanted, pixels.
         width: Wanted, pixels.
     """
-    return _fit(rgb, height=height, width=width, interpolation=_smooth(rgb, height=height))
+    # Area averages shrink without aliasing; enlarging, they repeat pixels.
+    return _fit(rgb, height=height, width=width, shrink=cv2.INTER_AREA, enlarge=cv2.INTER_CUBIC)
 
 
 def fit_ids(
@@ -46,13 +42,12 @@ def fit_ids(
 ) -> UInt16[np.ndarray, "t height width"]:
     """`fit_rgb` for ids: the same area, each pixel the id at its centre, none invented."""
     # Plain INTER_NEAREST samples at the pixel's corner: half a pixel off the RGB.
-    return _fit(ids, height=height, width=width, interpolation=cv2.INTER_NEAREST_EXACT)
+    nearest = cv2.INTER_NEAREST_EXACT
+    return _fit(ids, height=height, width=width, shrink=nearest, enlarge=nearest)
 
 
 def fit_depth(
     depth: UInt16[np.ndarray, "t h w"], *, height: int, width: int
 ) -> UInt16[np.ndarray, "t height width"]:
     """`fit_rgb` for depth, 0..65535; enlarged linearly, for a cubic overshoots at edges."""
-    shrinks = depth.shape[1] >= height
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return _fit(depth, height=height, width=width, interpolation=way)
+    return _fit(depth, height=height, width=width, shrink=cv2.INTER_AREA, enlarge=cv2.INTER_LINEAR)

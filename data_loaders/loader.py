@@ -90,9 +90,14 @@ def color_dense(
     if config.colormap.segmentation == "location_aware":
         return location_aware.encode(ids, grid=config.colormap.location_grid)
     generator = color_generator(seed=config.seed, epoch=epoch, key=stored.key)
-    colors = pixelplanes.draw_colors(
-        int(ids.max()), generator=generator, min_distance=config.colormap.min_distance
-    )
+    count, distance = int(ids.max()), config.colormap.min_distance
+    try:
+        colors = pixelplanes.draw_colors(count, generator=generator, min_distance=distance)
+    except ValueError:
+        raise DataError(
+            f"sample {stored.key!r}: its {count} entities have no colours so far apart as "
+            f"colormap.min_distance={distance:g}; lower it"
+        ) from None
     return pixelplanes.encode(ids, colors=colors)
 
 

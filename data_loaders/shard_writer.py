@@ -203,8 +203,8 @@ def _make_room(out: Path, *, overwrite: bool) -> None:
     if not overwrite:
         state = "a data set" if files[0].name == MANIFEST else "shards of a run that did not end"
         raise DataError(
-            f"{out}: expected no shards, found {state}; ask to overwrite it, or choose "
-            "another folder"
+            f"{out}: expected no shards, found {state}; give --overwrite (overwrite=True) to "
+            "replace them, or choose another folder"
         )
     _remove_ours(out)
 

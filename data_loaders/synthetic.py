@@ -228,15 +228,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = _config_from(arguments)
-    except ValueError as error:
+        indices = range(arguments.first_index, arguments.first_index + arguments.clips)
+        manifest = write_shards(
+            make_clips(indices, seed=arguments.seed, config=config, num_workers=arguments.workers),
+            arguments.out,
+            samples_per_shard=arguments.samples_per_shard,
+            overwrite=arguments.overwrite,
+        )
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    indices = range(arguments.first_index, arguments.first_index + arguments.clips)
-    manifest = write_shards(
-        make_clips(indices, seed=arguments.seed, config=config, num_workers=arguments.workers),
-        arguments.out,
-        samples_per_shard=arguments.samples_per_shard,
-        overwrite=arguments.overwrite,
-    )
     print(f"{arguments.clips} clips: {manifest}")
     return 0
 

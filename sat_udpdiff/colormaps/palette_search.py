@@ -8,7 +8,7 @@ from scipy import ndimage
 from sat_udpdiff.colormaps.nearest_color import COARSE_BINS, COARSE_WIDTH, coarse_codes
 
 _CUT_OFF = 32
-_MIN_RADIUS = 12.0
+_MIN_RADIUS = 10.0
 """Colours closer than this cannot be told apart, even without noise."""
 _TAIL_FACTOR = 4.0
 """A mode must be this much denser than the tails of stronger modes; less is their ripple."""

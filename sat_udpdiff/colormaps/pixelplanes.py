@@ -6,10 +6,11 @@ and available here.
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Int, Int32, Integer, UInt8
 from torch import Tensor
 
 from sat_udpdiff.colormaps.clip_checks import check_entity_ids
+from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.colormaps.pixelplanes_decode import (
     DecodedSegmentation,
     decode,
@@ -19,6 +20,7 @@ from sat_udpdiff.colormaps.pixelplanes_decode import (
 __all__ = [
     "DecodedSegmentation",
     "decode",
+    "decode_torch",
     "decode_with_palette",
     "draw_colors",
     "encode",
@@ -109,3 +111,19 @@ def encode_torch(
     table[1:] = colors.to(entity_ids.device).float() / 127.5 - 1
     index = entity_ids.int()
     return torch.stack([channel[index] for channel in table.unbind(1)], dim=-3)
+
+
+def decode_torch(
+    rgb: Float[Tensor, "*batch t 3 h w"],
+    *,
+    palette: UInt8[np.ndarray, "n 3"] | None = None,
+    min_area: int | None = None,
+) -> Int32[Tensor, "*batch t h w"]:
+    """`decode` of each clip, colours in [-1, 1], ids on the tensor's device.
+
+    The work is done on the CPU: votes and components of a few labels are no task for a GPU.
+    """
+    clips = rgb.reshape(-1, *rgb.shape[-4:])
+    ids = [decode(to_uint8(clip), palette=palette, min_area=min_area) for clip in clips]
+    stacked = torch.from_numpy(np.stack(ids)).to(rgb.device)
+    return stacked.reshape(*rgb.shape[:-3], *rgb.shape[-2:])

@@ -31,7 +31,7 @@ _RIPPLE = 60.0
 _RIPPLE_WIDTH = 4
 """Pixels that it is wide."""
 _MOSTLY = 0.8
-_CODEC_ERROR = 8.0
+_CODEC_ERROR = 14.0
 """How much farther its other pixels may lie."""
 _SMALL_PICTURE = 200_000
 _MIN_PIXELS = 24.0

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sat_udpdiff.colormaps import location_aware
 
@@ -73,3 +74,16 @@ def test_noisy_clip_decodes_to_cells(noisy):
 def test_grid_is_checked(grid):
     with pytest.raises(ValueError, match=r"grid: expected 1..11"):
         location_aware.encode(two_movers(), grid=grid)
+
+
+def test_torch_equals_numpy_for_each_clip_of_a_batch():
+    clips = [two_movers(), np.flip(two_movers(), axis=2).copy()]
+    ids = torch.from_numpy(np.stack(clips).astype(np.int32))
+    painted = location_aware.encode_torch(ids)
+    assert painted.shape == (2, 3, 3, 22, 33) and painted.dtype == torch.float32
+    decoded = location_aware.decode_torch(painted)
+    for clip, rgb, found in zip(clips, painted, decoded, strict=True):
+        expected = location_aware.encode(clip)
+        levels = ((rgb + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(levels, expected)
+        np.testing.assert_array_equal(found.numpy(), location_aware.decode(expected))

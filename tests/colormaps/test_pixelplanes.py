@@ -137,3 +137,15 @@ def test_black_clip_has_no_entities():
 def test_decode_refuses_what_is_no_clip():
     with pytest.raises(ValueError, match=r"rgb: expected uint8 \(t, h, w, 3\)"):
         pixelplanes.decode(np.zeros((0, 4, 4, 3), np.uint8))
+
+
+def test_decoding_on_tensors_is_decoding_of_their_pixels():
+    ids = np.zeros((2, 3, 24, 36), np.int32)
+    ids[0, :, 4:12, 6:20], ids[1, :, 10:22, 3:15] = 1, 2
+    colors = torch.tensor([[250, 10, 10], [10, 10, 250]], dtype=torch.uint8)
+    painted = pixelplanes.encode_torch(torch.from_numpy(ids), colors=colors)
+    decoded = pixelplanes.decode_torch(painted, palette=colors.numpy())
+    assert decoded.dtype == torch.int32
+    np.testing.assert_array_equal(decoded.numpy(), ids)
+    # Found colours are numbered by size: one entity in each clip.
+    np.testing.assert_array_equal(pixelplanes.decode_torch(painted).numpy(), ids > 0)

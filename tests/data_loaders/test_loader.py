@@ -284,6 +284,15 @@ def test_shrinking_averages():
     assert np.abs(small.astype(int) - 100).max() <= 1
 
 
+def test_what_is_cropped_and_then_enlarged_is_smooth():
+    # A portrait: of its 64 rows the crop keeps 16, which become 32.
+    ramp = np.linspace(0, 200, 24, dtype=np.uint8)
+    rgb = np.broadcast_to(ramp[None, None, :, None], (1, 64, 24, 3))
+    wide = fit_rgb(np.ascontiguousarray(rgb), height=32, width=48)
+    steps = np.diff(wide[0, 16, 4:-4, 0].astype(int))
+    assert (steps > 0).all(), "repeated pixels"
+
+
 def test_a_clip_of_the_right_size_is_not_touched(noise_sample):
     rgb = noise_sample(0).rgb
     assert fit_rgb(rgb, height=16, width=24) is rgb
