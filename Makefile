@@ -42,7 +42,7 @@ format: venv ## rewrite the files in the house style
 	$(BIN)/ruff format .
 
 bench: venv ## run the benchmarks side by side (see tests/benchmarks/README.md)
-	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench; done
+	@set -e; for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench; done
 
 clean: ## remove the virtual environment, caches and the demonstration
 	rm -rf $(VENV) $(OUTPUT) .pytest_cache .ruff_cache build *.egg-info

@@ -121,6 +121,12 @@ def _check_ranges(config: Config) -> None:
     )
     _check(
         config,
+        "colormap.location_grid",
+        expected="1 to 11 (its palette has 124 colours)",
+        is_right=1 <= config.colormap.location_grid <= 11,
+    )
+    _check(
+        config,
         "model.dense_groups",
         expected="0 (RGB alone) or 1 (the data carry one dense map per sample)",
         is_right=config.model.dense_groups in (0, 1),
@@ -133,11 +139,11 @@ def _check_heads(config: Config) -> None:
     if model.hidden_size % model.num_heads:
         _fail(*keys, expected=f"a multiple of num_heads={model.num_heads}", got=model.hidden_size)
     head_size = model.hidden_size // model.num_heads
-    if model.positions == "rotary" and head_size % 8:
+    if model.positions == "rotary" and head_size % 16:
         # The head is cut 2:3:3 into time, row and column, each of an even number of features.
         _fail(
             *keys,
-            expected="heads of a multiple of 8 for rotary positions (16 + 24 + 24 of 64)",
+            expected="heads of a multiple of 16 for rotary positions (16 + 24 + 24 of 64)",
             got=f"{model.hidden_size} / {model.num_heads} = {head_size}",
         )
     if model.positions == "sincos" and model.hidden_size % 16:
@@ -218,6 +224,11 @@ def _check_sampling(config: Config) -> None:
             expected = f"at most diffusion.num_train_timesteps={most}"
             _fail(key, "diffusion.num_train_timesteps", expected=expected, got=num_steps)
     prompts = config.validation.prompts
+    if config.validation.every_steps and config.train.zero_stage == 3:
+        # Each rank makes videos of its own; at stage 3 it holds only its share of the weights.
+        expected = "0 with train.zero_stage=3; sample from the checkpoints instead"
+        got = config.validation.every_steps
+        _fail("validation.every_steps", "train.zero_stage", expected=expected, got=got)
     if config.validation.every_steps and not prompts:
         expected = "at least one prompt, since validation.every_steps is set"
         _fail("validation.prompts", "validation.every_steps", expected=expected, got="none")

@@ -26,18 +26,19 @@ from sat_udpdiff.training.validation import SampleVideos
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     options, config = parse_cli(argv, description=__doc__ or "")
-    if options.dry_run:
-        from sat_udpdiff.plan import dry_run_report
-
-        sys.stdout.write(dry_run_report(config))
-        return 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        if options.dry_run:
+            from sat_udpdiff.plan import dry_run_report
+
+            sys.stdout.write(dry_run_report(config))
+            return 0
         require(config, "data.shards", "run.output")
         place = init_distributed()
         check_device(config, device=place.device.type)
         train(config, place=place)
-    except (ValueError, TrainingError) as error:  # the user's to mend: one line, no traceback
+    except (ValueError, OSError, TrainingError) as error:
+        # The user's to mend: one line, no traceback.
         sys.stderr.write(f"train.py: {error}\n")
         return 1
     finally:
@@ -66,7 +67,7 @@ def train(config: Config, *, place: Place) -> None:
         state=state,
         ema=ema,
     )
-    run(trainer, data, sample=SampleVideos(config, encoders=encoders))
+    run(trainer, data, sample=SampleVideos(config, encoders=encoders, place=place))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ ZeRO stage. Each kind of tensor is gathered to and written by a rank of its own.
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,7 @@ from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import MASTERS, MOMENTS
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.run_folder import (
+    CHECKPOINTS,
     CONFIG_FILE,
     EMA_FILE,
     FORMAT_VERSION,
@@ -98,10 +100,21 @@ def save(
                 "ema_updates": ema.num_updates if ema else 0,
                 "world_size": place.world_size,
                 "packages": {name: metadata.version(name) for name in _PACKAGES},
+                "git_commit": _git_commit(),
             }
             _finish(staging, target=target, content=content, config=config)
             _prune(target, keep_last=config.checkpoint.keep_last)
     return target
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that this file lies in; None where it is installed otherwise."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None
 
 
 class _all_or_none:  # noqa: N801 - reads as a statement
@@ -135,8 +148,14 @@ def _explain(error: BaseException, *, staging: Path) -> str:
     reason = getattr(error, "strerror", None) or str(error)
     return (
         f"{staging.parent}: cannot write the checkpoint {staging.name.removeprefix(_STAGING)}: "
-        f"{reason} ({written:,} bytes were written, {free:,} are free); older checkpoints are kept"
+        f"{reason} ({written:,} bytes were written, {free:,} are free); "
+        f"{_what_is_kept(staging.parent)}"
     )
+
+
+def _what_is_kept(checkpoints: Path) -> str:
+    kept = sorted(path.name for path in checkpoints.glob(f"{STEP_PREFIX}*"))
+    return f"{', '.join(kept)} kept" if kept else "there is no older checkpoint"
 
 
 def _check_space(run: Path, *, engine: Tensors, has_ema: bool) -> None:
@@ -146,7 +165,7 @@ def _check_space(run: Path, *, engine: Tensors, has_ema: bool) -> None:
     if need > free:
         raise CheckpointError(
             f"{run}: no space left for a checkpoint: needs {need:,} bytes, {free:,} are free; "
-            "older checkpoints are kept; free some space or lower checkpoint.keep_last"
+            f"{_what_is_kept(run / CHECKPOINTS)}; free some space or lower checkpoint.keep_last"
         )
 
 
@@ -196,7 +215,8 @@ def _flush(path: Path) -> None:
 def _prune(newest: Path, *, keep_last: int) -> None:
     """Delete all but `keep_last` checkpoints; what lies after `newest` is no part of this run."""
     older = sorted(p for p in newest.parent.glob(f"{STEP_PREFIX}*") if p.name < newest.name)
-    for old in older[: len(older) - (keep_last - 1)] if keep_last else []:
+    surplus = max(0, len(older) - (keep_last - 1)) if keep_last else 0
+    for old in older[:surplus]:
         shutil.rmtree(old)
 
 

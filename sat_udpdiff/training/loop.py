@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 RESUME = "to resume, run the same command again"
 
 Sampler = Callable[[nn.Module, int], None]
-"""Makes the sample videos of a step, given the network; called on the main rank."""
+"""Makes this rank's share of the sample videos of a step, given the network."""
 
 
 class TrainingError(RuntimeError):
@@ -101,7 +101,8 @@ def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
         is_last = micro_step == config.train.accumulation_steps - 1
         engine.backward(terms.total.mean(), is_last=is_last)
         num_timesteps = config.diffusion.num_train_timesteps
-        measured.append(measure(terms, t=example.t, task=batch.task, num_timesteps=num_timesteps))
+        task = batch.task if batch.dense is not None else None
+        measured.append(measure(terms, t=example.t, task=task, num_timesteps=num_timesteps))
         losses.append(terms.total.detach())
         keys += batch.keys
     is_finite = torch.cat(losses).isfinite().tolist()
@@ -282,16 +283,16 @@ def _save(trainer: Trainer, meter: Meter) -> None:
 
 
 def _validate(trainer: Trainer, sample: Sampler, *, log: RunLog) -> None:
-    """Make sample videos on the main rank; a failure costs a message and nothing else."""
-    if trainer.place.is_main:
-        try:
-            sample(trainer.engine.module, trainer.state.step)
-        except Exception as error:  # whatever it is, days of training are worth more
-            trainer.state.failed_validations += 1
-            reason = f"{type(error).__name__}: {error}"
-            log.tell(f"step {trainer.state.step}: sample videos failed: {reason}")
-            _log.debug("sample videos failed", exc_info=True)
-    ranks.barrier(place=trainer.place)
+    """Make sample videos on all ranks; a failure costs a message and nothing else."""
+    reason = None
+    try:
+        sample(trainer.engine.module, trainer.state.step)
+    except Exception as error:  # whatever it is, days of training are worth more
+        reason = f"{type(error).__name__}: {error}"
+        _log.debug("sample videos failed", exc_info=True)
+    for failure in filter(None, ranks.gather(reason, place=trainer.place)):
+        trainer.state.failed_validations += 1
+        log.tell(f"step {trainer.state.step}: sample videos failed: {failure}")
 
 
 @contextmanager

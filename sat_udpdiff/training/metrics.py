@@ -35,17 +35,25 @@ _NAMES = (
 
 
 def measure(
-    terms: LossTerms, *, t: Int64[Tensor, "b"], task: Int64[Tensor, "b"], num_timesteps: int
+    terms: LossTerms,
+    *,
+    t: Int64[Tensor, "b"],
+    task: Int64[Tensor, "b"] | None,
+    num_timesteps: int,
 ) -> Float64[Tensor, "two k"]:
     """Sum over samples (row 0) and number of samples (row 1) of every mean that is logged.
 
-    By task and by quartile of the timestep it is the total loss. Stays on the device.
+    By task and by quartile of the timestep it is the total loss. Stays on the device. Without a
+    dense map `task` is None, and nothing is counted for it.
     """
     total, video, dense = (x.detach().double() for x in (terms.total, terms.video, terms.dense))
     quartile = t * _QUARTILES // num_timesteps
-    task = task.to(total.device)
-    masks = [torch.ones_like(total)] * 3
-    masks += [(task == i).double() for i in range(len(TASKS))]
+    ones = torch.ones_like(total)
+    if task is None:
+        masks = [ones, ones, *[torch.zeros_like(total)] * (1 + len(TASKS))]
+    else:
+        of_task = [(task.to(total.device) == i).double() for i in range(len(TASKS))]
+        masks = [ones, ones, ones, *of_task]
     masks += [(quartile == q).double() for q in range(_QUARTILES)]
     values = torch.stack([total, video, dense] + [total] * (len(_NAMES) - 3))
     counts = torch.stack(masks)
@@ -172,7 +180,11 @@ class RunLog:
         self._bar.set_postfix_str(_postfix(values), refresh=False)
         if self._run is not None:
             shown = {name: value for name, value in values.items() if value is not None}
-            self._run.log(shown, step=values["step"])
+            try:
+                self._run.log(shown, step=values["step"])
+            except Exception as error:  # its own process may have died
+                self._run = None
+                self.tell(f"wandb failed ({error}); {METRICS_FILE} goes on")
 
     def close(self) -> None:
         """End the progress bar and the wandb run."""
@@ -212,25 +224,32 @@ def _postfix(values: dict[str, Any]) -> str:
 def _start_wandb(config: Config, *, mode: Literal["offline", "online"], output: Path) -> Any:
     """A wandb run that goes on after a restart and sends the configuration alone.
 
-    Folders are cut to their last part, and neither code, git state, environment nor host go along.
+    Folders are cut to their last part; code, git state, packages and host stay here.
     """
     import wandb
 
-    return wandb.init(
-        project=config.log.wandb_project,
-        mode=mode,
-        dir=str(output),
-        id=_wandb_id(output),
-        resume="allow",
-        config=redact(to_values(config)),
-        settings=wandb.Settings(
-            disable_git=True,
-            save_code=False,
-            console="off",
-            x_disable_meta=True,
-            x_disable_stats=True,
-        ),
+    private = wandb.Settings(
+        disable_git=True,
+        save_code=False,
+        console="off",
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
     )
+    try:
+        return wandb.init(
+            project=config.log.wandb_project,
+            mode=mode,
+            dir=str(output),
+            id=_wandb_id(output),
+            resume="allow",
+            config=redact(to_values(config)),
+            settings=private,
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"log.wandb={mode}: cannot start ({error}); `wandb login`, or set offline or off"
+        ) from error
 
 
 def redact(values: Any) -> Any:
@@ -239,7 +258,7 @@ def redact(values: Any) -> Any:
         return {key: redact(value) for key, value in values.items()}
     if isinstance(values, list):
         return [redact(value) for value in values]
-    if isinstance(values, str) and os.path.isabs(os.path.expanduser(values)):
+    if isinstance(values, str) and values.startswith(("/", "~", "./", "../")):
         return os.path.basename(values.rstrip("/"))
     return values
 

@@ -35,9 +35,3 @@ def sum_over_ranks(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
-
-
-def barrier(*, place: Place) -> None:
-    """Wait until every rank is here."""
-    if place.world_size > 1:
-        dist.barrier()

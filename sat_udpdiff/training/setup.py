@@ -1,11 +1,12 @@
 """How a run begins: its own newest checkpoint, else `init.weights`, else weights from the seed."""
 
-import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from sat_udpdiff.config import Config, ConfigError
-from sat_udpdiff.config_io import load_config
+from sat_udpdiff.config_io import load_config, setting_types
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.model.transformer import build_network
@@ -16,8 +17,11 @@ from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.load import load_network_weights
 from sat_udpdiff.weights.run_folder import CONFIG_FILE, Checkpoint, CheckpointError, find_latest
 
-# What may not change between a checkpoint and the run that goes on from it.
-_FIXED_SECTIONS = ("model",)
+# What may not change between a checkpoint and the run that goes on from it: the weights would not
+# fit, or would have been trained on two different things.
+_FIXED = ("model", "diffusion", "seed")
+# What may change without a word.
+_FREE = ("run", "log", "checkpoint", "validation", "sample", "model.activation_checkpointing")
 
 
 def find_resume_point(config: Config, *, place: Place) -> Checkpoint | None:
@@ -36,26 +40,37 @@ def find_resume_point(config: Config, *, place: Place) -> Checkpoint | None:
         before = load_config([str(found.folder / CONFIG_FILE)], [])
     except ConfigError as error:
         raise CheckpointError(f"{found.folder / CONFIG_FILE}: {error}") from None
-    for section in _FIXED_SECTIONS:
-        _check_equal(section, before=before, now=config, folder=found.folder)
+    changes = _changes(before, config)
+    _check_fixed(changes, folder=found.folder)
     world_size = found.content["world_size"]
     if place.is_main:
         change = "" if world_size == place.world_size else f" (saved by {world_size} ranks)"
         _say(f"resuming after step {found.step} from {found.folder}{change}")
+        for key, (was, is_now) in changes.items():
+            _say(f"note: {key} was {was} so far, from here on it is {is_now}")
     return found
 
 
-def _check_equal(section: str, *, before: Config, now: Config, folder: Path) -> None:
-    old, new = getattr(before, section), getattr(now, section)
-    for field in dataclasses.fields(old):
-        was, is_now = getattr(old, field.name), getattr(new, field.name)
-        if was != is_now and field.name != "activation_checkpointing":
-            key = f"{section}.{field.name}"
+def _changes(before: Config, now: Config) -> dict[str, tuple[object, object]]:
+    """Settings that differ and matter: dotted key -> old and new value."""
+    pairs = {key: (attrgetter(key)(before), attrgetter(key)(now)) for key in setting_types()}
+    return {
+        key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not _is_among(key, _FREE)
+    }
+
+
+def _check_fixed(changes: Mapping[str, tuple[object, object]], *, folder: Path) -> None:
+    for key, (was, is_now) in changes.items():
+        if _is_among(key, _FIXED):
             raise ConfigError(
                 f"{key}: the run in {folder.parent.parent} was made with {was}, got {is_now}; "
                 "set it back, or choose another run.output",
                 keys=(key,),
             )
+
+
+def _is_among(key: str, heads: Sequence[str]) -> bool:
+    return any(key == head or key.startswith(f"{head}.") for head in heads)
 
 
 def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | None) -> TrainEngine:

@@ -73,7 +73,8 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("data.height=470", "expected a multiple of 16 pixels (nearest: 464, 480), got 470"),
         ("data.width=9", "expected a multiple of 16 pixels (nearest: 16), got 9"),
         ("model.num_heads=47", "model.hidden_size: expected a multiple of num_heads=47, got 3072"),
-        ("model.num_heads=256", "expected heads of a multiple of 8 for rotary positions"),
+        ("model.num_heads=128", "expected heads of a multiple of 16 for rotary positions"),
+        ("colormap.location_grid=12", "colormap.location_grid: expected 1 to 11"),
         ("data.tasks=[depth]", "data.task_weights: expected 1, one for each of data.tasks=depth"),
         ("data.tasks=[]", "data.tasks: expected one or more of segmentation, depth, each once"),
         ("data.tasks=[depth, depth]", "data.tasks: expected one or more of segmentation, depth"),
@@ -144,6 +145,14 @@ def test_sincos_width():
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_heads=43))
     with pytest.raises(ConfigError, match="multiple of 16 for sincos"):
         validate(config)
+
+
+def test_stage_3_makes_no_videos_while_it_trains(tmp_path):
+    overrides = ["validation.every_steps=5", "validation.prompts=[a disc]"]
+    load_config([], overrides)
+    message = message_of(tmp_path, overrides=[*overrides, "train.zero_stage=3"])
+    assert "validation.every_steps: expected 0 with train.zero_stage=3" in message
+    assert "got 5" in message
 
 
 def test_required_settings():

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import load_config
+from sat_udpdiff.distributed import Place
 from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
 from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.training.setup import find_resume_point
 from sat_udpdiff.weights.load import load_network_weights
 
 STEPS = 16
@@ -134,6 +137,8 @@ def test_two_ranks_go_on_from_one(runs, small_world, launch, tmp_path):
     done = launch([*ranks, *command, "train.steps=6"])
     assert done.returncode == 0, done.stderr
     assert "saved by 1 ranks" in done.stderr
+    assert "note: train.micro_batch_size was 2 so far, from here on it is 1" in done.stderr
+    assert "note: run" not in done.stderr
     expected = next(line for line in metrics(unbroken) if line["step"] == 6)
     found = metrics(tmp_path)[-1]
     assert (found["step"], found["samples_seen"]) == (6, 12)
@@ -142,12 +147,18 @@ def test_two_ranks_go_on_from_one(runs, small_world, launch, tmp_path):
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=3e-5)
 
 
-def test_another_network_is_refused_by_name(runs, small_world, launch):
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.num_layers=3", "model.num_layers: the run in .* was made with 2, got 3"),
+        ("seed=5", "seed: the run in .* was made with 0, got 5"),
+    ],
+)
+def test_another_network_or_seed_is_refused_by_name(
+    override, expected, runs, small_world, monkeypatch
+):
     _, broken = runs
-    command = small_world.train_command(broken, *OVERRIDES, "model.num_layers=3")
-    done = launch([sys.executable, *command])
-    assert done.returncode == 1
-    message = done.stderr.strip().splitlines()[-1]
-    assert "model.num_layers" in message
-    assert "was made with 2, got 3" in message
-    assert "Traceback" not in done.stderr
+    config = small_world.config(broken, *OVERRIDES, override)
+    place = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+    with pytest.raises(ConfigError, match=expected):
+        find_resume_point(config, place=place)

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import re
 from collections import namedtuple
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 import torch
@@ -119,7 +121,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(call, run, engine, monkeypatch)
         path.name: path.read_bytes() for path in (run / "checkpoints/step_00000001").iterdir()
     }
     monkeypatch.setattr(checkpoint, call, no_space)
-    with pytest.raises(CheckpointError, match=r"step_00000002: No space left on device .*free"):
+    with pytest.raises(
+        CheckpointError, match=r"step_00000002: No space left on device .*step_00000001 kept"
+    ):
         save(run, engine, step=2)
     monkeypatch.undo()
     assert names(run) == ["latest", "step_00000001"]
@@ -130,10 +134,17 @@ def test_a_full_disk_keeps_the_checkpoint_before(call, run, engine, monkeypatch)
     assert find_latest(run).step == 2
 
 
+def test_a_checkpoint_says_what_wrote_it(run, engine):
+    save(run, engine, step=1)
+    content = json.loads((run / "checkpoints/step_00000001/state.json").read_text())
+    assert content["packages"]["torch"] == metadata.version("torch")
+    assert content["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", content["git_commit"])
+
+
 def test_too_little_space_is_seen_before_anything_is_written(run, engine, monkeypatch):
     save(run, engine, step=1)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: Usage(1000, 900, 100))
-    with pytest.raises(CheckpointError, match="needs 120 bytes, 100 are free"):
+    with pytest.raises(CheckpointError, match="needs 120 bytes, 100 are free; step_00000001 kept"):
         save(run, engine, step=2)
     assert names(run) == ["latest", "step_00000001"]
 
@@ -147,11 +158,11 @@ def test_what_a_killed_save_left_is_removed_by_the_next(run, engine):
     assert names(run) == ["latest", "step_00000002"]
 
 
-@pytest.mark.parametrize("keep_last", [0, 1, 2])
+@pytest.mark.parametrize("keep_last", [0, 1, 2, 3, 4, 5])
 def test_only_the_newest_are_kept(keep_last, run, engine):
-    for step in (1, 2, 3):
+    for step in range(1, 8):
         save(run, engine, step=step, keep_last=keep_last)
-    kept = range(1, 4) if keep_last == 0 else range(4 - keep_last, 4)
+    kept = range(1, 8) if keep_last == 0 else range(8 - keep_last, 8)
     assert names(run) == ["latest", *(f"step_{step:08d}" for step in kept)]
 
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
+from sat_udpdiff.config_io import load_config
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.distributed import Place
-from sat_udpdiff.training.metrics import Meter, cut_metrics, measure, redact, split_meters
+from sat_udpdiff.training.metrics import Meter, RunLog, cut_metrics, measure, redact, split_meters
 
+TIMES = ("step_seconds", "data_wait_seconds", "samples_per_second")
 ONE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
 
@@ -67,6 +69,7 @@ def test_a_missing_file_is_left_missing(tmp_path):
     [
         ("/home/someone/secret/shards/", "shards"),
         ("~/models/base", "base"),
+        ("../private/shards", "shards"),
         ("THUDM/CogVideoX-5b", "THUDM/CogVideoX-5b"),
         (["/a/b", 1], ["b", 1]),
         (None, None),
@@ -74,3 +77,29 @@ def test_a_missing_file_is_left_missing(tmp_path):
 )
 def test_folders_do_not_leave_the_machine(value, sent):
     assert redact({"x": value}) == {"x": sent}
+
+
+def test_a_run_without_a_dense_map_logs_nothing_for_one():
+    terms = LossTerms(total=torch.ones(2), video=torch.ones(2), dense=torch.zeros(2))
+    meter = Meter(torch.device("cpu"))
+    row = measure(terms, t=torch.tensor([0, 900]), task=None, num_timesteps=1000)
+    meter.add(row, grad_norm=torch.tensor(1.0))
+    means = meter.means()
+    assert (means["loss"], means["loss_video"]) == (1.0, 1.0)
+    assert {means["loss_dense"], means["loss_segmentation"], means["loss_depth"]} == {None}
+
+
+def test_wandb_runs_offline_and_takes_no_folder_along(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed (extra: wandb)")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    secret = tmp_path / "secret_customer" / "shards"
+    settings = [f"run.output={tmp_path}", f"data.shards={secret}", "log.wandb=offline"]
+    config = load_config([], settings)
+    log = RunLog(config, place=ONE, step=0)
+    log.write({"step": 1, "loss": 0.5, "lr": 1e-5, "mfu": None, **dict.fromkeys(TIMES, 1.0)})
+    log.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = run.glob("*.wandb")
+    assert b"loss" in record.read_bytes()
+    assert b"secret_customer" not in record.read_bytes()
+    assert not list(run.rglob("requirements.txt"))

@@ -1,0 +1,66 @@
+"""The commands of README.md, as they stand there: only names of folders and sizes are changed."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_loaders.decode import encode_rgb
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("SHARDS", "OWN_SHARDS", "VIDEOS", "RUN", "OWN_RUN", "SAMPLES", "captions.jsonl")
+# What a command gets besides, so that it ends soon; later words win.
+SHORTER = {
+    "data_loaders.synthetic": ["--clips", "4"],
+    "data_loaders.ingest": ["--frames", "9", "--size", "32x48"],
+    "configs/tiny.yaml": ["train.steps=2", "train.micro_batch_size=1"],
+    "sat_udpdiff/sample.py": ["--steps", "2"],
+}
+
+
+def commands() -> list[list[str]]:
+    """Words of each command below "Your own run"."""
+    text = (ROOT / "README.md").read_text().split("## Your own run")[1].split("\n## ")[0]
+    block = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
+    lines = block.replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in found if words and words[0] != "source"]
+
+
+def prepared(words: list[str], folder: Path) -> list[str]:
+    """The same command with this Python, and all folders below `folder`."""
+    names = "|".join(map(re.escape, FOLDERS))
+    pattern = re.compile(rf"(?:(?<==)|^)({names})$")
+    words = [pattern.sub(lambda match: str(folder / match[1]), word) for word in words]
+    for marker, more in SHORTER.items():
+        words += more if marker in words else []
+    if words[0] == "deepspeed":
+        return [sys.executable, str(Path(sys.executable).parent / "deepspeed"), *words[1:]]
+    assert words[0] == "python"
+    return [sys.executable, *words[1:]]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_works(tmp_path):
+    (tmp_path / "VIDEOS").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        frame = rng.integers(0, 255, (4, 6, 3), np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+        video = np.stack([np.roll(frame, 2 * t, axis=1) for t in range(12)])
+        (tmp_path / "VIDEOS" / f"{name}.mp4").write_bytes(encode_rgb(video, fps=8.0, codec="h264"))
+    captions = [{"path": f"{name}.mp4", "caption": "squares"} for name in ("one", "two")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)) + "\n")
+    shown = commands()
+    assert len(shown) == 6
+    for words in shown:
+        ready = prepared(words, tmp_path)
+        done = subprocess.run(
+            ready, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+    assert list((tmp_path / "SAMPLES").glob("*/side_by_side.mp4"))
