@@ -13,6 +13,12 @@ from scipy.sparse import csgraph
 from sat_udpdiff.colormaps.palette_search import square_to_segment
 
 _Labels = UInt16[np.ndarray, "h w"]
+_SHADE = 48.0
+"""RGB distance within which two colours may be shades of one entity."""
+_SHADE_STEP = 0.7
+"""Share of their distance that a border of two entities covers at least, in three pixels."""
+_SHADE_BORDERS = 8
+"""Fewer places where two labels meet tell nothing."""
 
 
 def label_from_beside(  # noqa: PLR0913  one picture, what is known of it, one number
@@ -293,3 +299,56 @@ def _absorb_once(
     result = labels.copy()
     result.ravel()[pixels[known]] = new[known]
     return result, bool(known.all())
+
+
+def find_shades(
+    labels: UInt16[np.ndarray, "t h w"],
+    *,
+    colors: UInt8[np.ndarray, "t h w 3"],
+    palette: UInt8[np.ndarray, "n 3"],
+) -> UInt16[np.ndarray, " n"]:
+    """Tell shades of one entity from entities of similar colours.
+
+    A network paints an entity with a slow gradient at times, which gives it several modes. Where
+    two labels meet, the colour of two entities steps from one to the other within three pixels;
+    that of a gradient has gone part of the way only. Background (row 0) is nobody's shade.
+
+    Args:
+        labels: Row of `palette` of each pixel.
+        colors: Denoised clip.
+        palette: Colour of each label.
+
+    Returns:
+        For each row the one that it is a shade of: the largest of its group, or itself.
+    """
+    count = len(palette)
+    table = palette.astype(np.float32)
+    apart = table[None] - table[:, None]
+    squares = (apart**2).sum(axis=-1)
+    close = (squares > 0) & (squares < _SHADE**2)
+    close[0] = close[:, 0] = False
+    if not close.any():
+        return np.arange(count, dtype=np.uint16)
+    borders, steps = np.zeros((2, count * count))
+    for frame, frame_colors in zip(labels, colors, strict=True):
+        for own, own_colors in ((frame, frame_colors), (frame.T, frame_colors.swapaxes(0, 1))):
+            first, second = own[:, 1:-2], own[:, 2:-1]
+            # Two pixels of each label: the colours of thinner entities are mixtures.
+            is_border = (first != second) & (own[:, :-3] == first) & (own[:, 3:] == second)
+            rows, columns = np.nonzero(is_border)
+            pair = (first[rows, columns], second[rows, columns])
+            keep = close[pair]
+            rows, columns, pair = rows[keep], columns[keep], (pair[0][keep], pair[1][keep])
+            step = own_colors[rows, columns + 3].astype(np.float32) - own_colors[rows, columns]
+            share = (step * apart[pair]).sum(axis=-1) / squares[pair]
+            code = pair[0].astype(np.int64) * count + pair[1]
+            borders += np.bincount(code, minlength=count * count)
+            steps += np.bincount(code, weights=share, minlength=count * count)
+    borders, steps = (x.reshape(count, count) + x.reshape(count, count).T for x in (borders, steps))
+    is_gradient = (borders >= _SHADE_BORDERS) & (steps < _SHADE_STEP * borders)
+    _, group = csgraph.connected_components(sparse.coo_array(is_gradient), directed=False)
+    sizes = np.bincount(labels.ravel(), minlength=count)
+    largest = np.zeros(group.max() + 1, np.uint16)
+    order = np.argsort(sizes, kind="stable")
+    largest[group[order]] = order  # the last write is the largest
+    return largest[group]

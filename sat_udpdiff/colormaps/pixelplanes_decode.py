@@ -5,6 +5,7 @@
    its colour, equal colours in different frames are the same entity, and ids hold over time.
 3. Flat pixels take the nearest colour; the others only what is flat beside them.
 4. Majority vote over 3x3x3 pixels; small components take the label around them.
+5. Labels that meet without an edge are shades of one entity.
 """
 
 import os
@@ -39,6 +40,9 @@ _MIN_PIXELS = 24.0
 _NO_NOISE = 1.0
 _QUIET = 2.0
 """Below this spread (8 bit) larger windows have nothing to add."""
+_NETWORK_NOISE = 1.5, 4.0
+"""Noise of maps that may hold shades. With less, no network painted them; more hides how a colour
+changes along a border."""
 _EXPLAINED = 3.0
 """Distance in deviations within which a colour may be another, disturbed by noise."""
 _MAX_CLEAN_COLORS = 1024
@@ -103,7 +107,10 @@ def decode_with_palette(
         rows = _found_rows(cues)
     else:
         rows = np.concatenate([np.zeros((1, 3), np.uint8), palette])
-    return _number(_label(cues, rows=rows, min_area=area), rows=rows, keep=palette is not None)
+    labels = _label(cues, rows=rows, min_area=area)
+    if palette is None and _NETWORK_NOISE[0] <= cues.noise < _NETWORK_NOISE[1]:
+        labels = label_cleaning.find_shades(labels, colors=cues.colors, palette=rows)[labels]
+    return _number(labels, rows=rows, keep=palette is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

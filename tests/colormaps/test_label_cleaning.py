@@ -112,3 +112,36 @@ def test_margin_lets_a_clear_colour_keep_its_own_label():
             margin=margin,
         )
         assert got[0, 1] == expected
+
+
+def _two_labels(*, width_of_change: int):
+    """Left half label 1, right half 2; the colour changes within `width_of_change` pixels."""
+    palette = np.array([[0, 0, 0], [100, 100, 100], [120, 110, 100]], np.uint8)
+    labels = np.zeros((2, 16, 24), np.uint16)
+    labels[..., :12], labels[..., 12:] = 1, 2
+    share = ((np.arange(24) - 11.5) / width_of_change + 0.5).clip(0, 1)[:, None]
+    row = palette[1] + share * (palette[2].astype(float) - palette[1])
+    colors = np.broadcast_to(row.round().astype(np.uint8), (2, 16, 24, 3))
+    return labels, colors, palette
+
+
+def test_labels_that_meet_in_a_gradient_are_shades_of_one():
+    labels, colors, palette = _two_labels(width_of_change=12)
+    shades = cleaning.find_shades(labels, colors=colors, palette=palette)
+    assert shades[0] == 0
+    assert shades[1] == shades[2]
+
+
+@pytest.mark.parametrize("blur", [1, 2, 3])
+def test_labels_that_meet_at_an_edge_are_not(blur):
+    labels, colors, palette = _two_labels(width_of_change=blur)
+    shades = cleaning.find_shades(labels, colors=colors, palette=palette)
+    assert shades.tolist() == [0, 1, 2]
+
+
+def test_nothing_is_a_shade_of_the_background():
+    labels, colors, palette = _two_labels(width_of_change=12)
+    palette[0] = palette[1]
+    labels[labels == 1] = 0
+    shades = cleaning.find_shades(labels, colors=colors, palette=palette)
+    assert shades.tolist() == [0, 1, 2]
