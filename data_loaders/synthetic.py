@@ -236,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=arguments.overwrite,
         )
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"{arguments.clips} clips: {manifest}")
     return 0
 

@@ -216,6 +216,8 @@ def _with_settings(arguments: list[str]) -> list[str]:
     if own is None:
         names_base = any(word.split("=")[0] == "--base" for word in arguments)
         if known.load is not None and not names_base and not _asks_for_help(arguments):
+            if not Path(known.load).exists() and not is_on_hub(known.load):
+                raise ValueError(f"--load: nothing lies at {known.load}")
             raise ValueError(f"--base: expected configuration files, since {known.load} has none")
         return [*settings, *arguments]
     # First, so that what the user names wins.

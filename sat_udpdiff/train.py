@@ -52,12 +52,13 @@ def train(config: Config, *, place: Place) -> None:
     resume_point = find_resume_point(config, place=place)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
     data = batches(config, place_rank=place.rank, world_size=place.world_size, start=first)
-    if place.is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        save_config(config, output / "config.yaml")
     encoders = Encoders.load(config, device=place.device)
     engine = build_engine(config, place=place, resume_point=resume_point)
     state, ema = restore_or_start(engine, config=config, resume_point=resume_point)
+    # A start that fails leaves nothing behind.
+    if place.is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, output / "config.yaml")
     trainer = Trainer(
         config=config,
         place=place,

@@ -271,6 +271,12 @@ def test_checkpoint_without_dense_channels_is_not_expanded(checkpoint, baseline,
     assert error.count("\n") == 1
 
 
+def test_weights_that_are_not_there_are_named(tmp_path, capsys):
+    words = ("--task", "depth", "--prompt", PROMPT, "--output", tmp_path / "out")
+    assert run("--load", tmp_path / "nothing", *words) == 2
+    assert f"--load: nothing lies at {tmp_path / 'nothing'}" in capsys.readouterr().err
+
+
 def test_weights_without_a_configuration_ask_for_one(checkpoint, tmp_path, capsys):
     lone = tmp_path / "network.safetensors"
     shutil.copy(checkpoint / "network.safetensors", lone)
