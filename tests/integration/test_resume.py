@@ -162,3 +162,14 @@ def test_another_network_or_seed_is_refused_by_name(
     place = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
     with pytest.raises(ConfigError, match=expected):
         find_resume_point(config, place=place)
+
+
+def test_another_network_ends_the_program_in_one_line(runs, small_world, launch):
+    _, broken = runs
+    command = small_world.train_command(broken, *OVERRIDES, "model.num_layers=3")
+    done = launch([sys.executable, *command])
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert "model.num_layers" in message
+    assert "was made with 2, got 3" in message
+    assert "Traceback" not in done.stderr
