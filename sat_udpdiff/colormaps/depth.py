@@ -8,9 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, UInt8, UInt16
-from torch import Tensor
+from jaxtyping import Bool, Float32, UInt8, UInt16
 
 from sat_udpdiff.colormaps.clip_checks import check_rgb_clip
 from sat_udpdiff.colormaps.nearest_color import NearestColor
@@ -73,19 +71,13 @@ def encode(depth: Float32[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
     return rgb
 
 
-def encode_torch(depth: Float[Tensor, "*batch t h w"]) -> Float[Tensor, "*batch t 3 h w"]:
-    """`encode` on the tensor's device: disparity in [0, 1] -> colours in [-1, 1], float32."""
-    index = (depth.float() * NUM_COLORS).clamp(0, NUM_COLORS - 1).int()
-    colors = torch.as_tensor(COLORS.copy(), device=depth.device).float() / 127.5 - 1
-    return torch.stack([channel[index] for channel in colors.unbind(1)], dim=-3)
-
-
 @lru_cache(maxsize=2)
-def _nearest(inverse: Inverse) -> NearestColor:
+def nearest_sample(inverse: Inverse) -> NearestColor:
+    """The search for the nearest of the sampled colours of an inverse."""
     return NearestColor(COLORS if inverse == "midbin" else COLORS[1:])
 
 
-def _values(inverse: Inverse) -> Float32[np.ndarray, " n"]:
+def sample_values(inverse: Inverse) -> Float32[np.ndarray, " n"]:
     """Disparity of each row of the palette searched.
 
     midbin: all 256 bins, (i + 1/2) / 256. paper: k / 256, k = 1..255; the map paints k = 256 in the
@@ -121,8 +113,8 @@ def decode(
         ValueError: Wrong shape, dtype or name of the inverse.
     """
     check_rgb_clip(rgb)
-    values = _values(inverse)
-    nearest = _nearest(inverse)
+    values = sample_values(inverse)
+    nearest = nearest_sample(inverse)
     depth = np.empty(rgb.shape[:3], np.float32)
     for frame, out in zip(rgb, depth, strict=True):
         index = nearest(frame)
@@ -136,7 +128,7 @@ def decode(
 def distance_to_map(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float32[np.ndarray, "t h w"]:
     """RGB distance (0..441) of each pixel to the nearest colour of the map."""
     check_rgb_clip(rgb)
-    nearest = _nearest("midbin")
+    nearest = nearest_sample("midbin")
     squares = np.stack([_squared_distance(f, nearest(f), nearest.palette) for f in rgb])
     return np.sqrt(squares, dtype=np.float32)
 
@@ -166,33 +158,3 @@ def _refill(depth: Float32[np.ndarray, "h w"], *, trusted: Bool[np.ndarray, "h w
         values[rows[reached] + 1, columns[reached] + 1] = filled
         depth[rows[reached], columns[reached]] = filled
         rows, columns = rows[~reached], columns[~reached]
-
-
-@lru_cache(maxsize=8)
-def _device_table(inverse: Inverse, device: torch.device) -> Tensor:
-    index = _nearest(inverse).full_table().reshape(-1)
-    # One float per colour would be 64 MB; the index fits one byte for both inverses.
-    return torch.from_numpy(index.astype(np.uint8)).to(device)
-
-
-def decode_torch(
-    rgb: Float[Tensor, "*batch t 3 h w"], *, inverse: Inverse = "midbin"
-) -> Float[Tensor, "*batch t h w"]:
-    """`decode` on the tensor's device.
-
-    Args:
-        rgb: Colours in [-1, 1]; rounded to 8 bits first, so that both versions agree exactly.
-        inverse: See `decode`.
-
-    Returns:
-        Disparity in (0, 1], float32. The first call on a device fills a 16 MB table (one second).
-    """
-    values = torch.from_numpy(_values(inverse)).to(rgb.device)
-    table = _device_table(inverse, rgb.device)
-    shape = (*rgb.shape[:-3], *rgb.shape[-2:])
-    depth = torch.empty(shape, device=rgb.device, dtype=torch.float32)
-    # Frame by frame: the int32 codes of a whole clip would take as much memory as the clip.
-    for frame, out in zip(rgb.flatten(0, -4), depth.view(-1, *rgb.shape[-2:]), strict=True):
-        red, green, blue = ((frame.float() + 1) * 127.5).round().clamp(0, 255).int().unbind(0)
-        out.copy_(values[table[blue << 16 | green << 8 | red].int()])
-    return depth

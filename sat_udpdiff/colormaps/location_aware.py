@@ -8,9 +8,7 @@ the stated defect of this map, unless `next_free` is asked for.
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, Int32, Int64, Integer, UInt8
-from torch import Tensor
+from jaxtyping import Int32, Int64, Integer, UInt8
 
 from sat_udpdiff.colormaps import pixelplanes
 from sat_udpdiff.colormaps.clip_checks import check_entity_ids
@@ -93,26 +91,11 @@ def encode(
     Raises:
         ValueError: See `color_index`; negative ids.
     """
-    colors = _colors(entity_ids, grid=grid, collisions=collisions)
+    colors = colors_of(entity_ids, grid=grid, collisions=collisions)
     return pixelplanes.encode(entity_ids, colors=colors)
 
 
-def encode_torch(
-    entity_ids: Int[Tensor, "*batch t h w"], *, grid: int = 11, collisions: Collisions = "share"
-) -> Float[Tensor, "*batch t 3 h w"]:
-    """`encode` of each clip on the tensor's device, colours in [-1, 1], float32.
-
-    Raises:
-        ValueError: See `encode`.
-    """
-    painted = []
-    for ids in entity_ids.reshape(-1, *entity_ids.shape[-3:]):
-        colors = _colors(ids.cpu().numpy(), grid=grid, collisions=collisions)
-        painted.append(pixelplanes.encode_torch(ids, colors=torch.from_numpy(colors)))
-    return torch.stack(painted).reshape(*entity_ids.shape[:-2], 3, *entity_ids.shape[-2:])
-
-
-def _colors(
+def colors_of(
     entity_ids: Integer[np.ndarray, "t h w"], *, grid: int, collisions: Collisions
 ) -> UInt8[np.ndarray, "n 3"]:
     """Colour of id k in row k - 1."""
@@ -144,22 +127,11 @@ def decode(
     Raises:
         ValueError: Bad grid, rule or clip.
     """
-    used = _used(grid=grid, collisions=collisions)
+    used = used_colors(grid=grid, collisions=collisions)
     return pixelplanes.decode(rgb, palette=used, min_area=min_area)
 
 
-def decode_torch(
-    rgb: Float[Tensor, "*batch t 3 h w"],
-    *,
-    grid: int = 11,
-    collisions: Collisions = "share",
-    min_area: int | None = None,
-) -> Int32[Tensor, "*batch t h w"]:
-    """`decode` of each clip, colours in [-1, 1]; see `pixelplanes.decode_torch`."""
-    used = _used(grid=grid, collisions=collisions)
-    return pixelplanes.decode_torch(rgb, palette=used, min_area=min_area)
-
-
-def _used(*, grid: int, collisions: Collisions) -> UInt8[np.ndarray, "n 3"]:
+def used_colors(*, grid: int, collisions: Collisions) -> UInt8[np.ndarray, "n 3"]:
+    """The rows of `PALETTE` that a clip may be painted with."""
     _check(grid=grid, collisions=collisions)
     return PALETTE[: grid**2] if collisions == "share" else PALETTE

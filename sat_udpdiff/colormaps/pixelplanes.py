@@ -5,12 +5,9 @@ and available here.
 """
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, Int32, Integer, UInt8
-from torch import Tensor
+from jaxtyping import Integer, UInt8
 
 from sat_udpdiff.colormaps.clip_checks import check_entity_ids
-from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.colormaps.pixelplanes_decode import (
     DecodedSegmentation,
     decode,
@@ -20,11 +17,9 @@ from sat_udpdiff.colormaps.pixelplanes_decode import (
 __all__ = [
     "DecodedSegmentation",
     "decode",
-    "decode_torch",
     "decode_with_palette",
     "draw_colors",
     "encode",
-    "encode_torch",
 ]
 
 _TRIES = 2000
@@ -68,7 +63,8 @@ def draw_colors(
     return taken[1:].astype(np.uint8)
 
 
-def _check_range(*, largest: int, num_colors: int) -> None:
+def check_range(*, largest: int, num_colors: int) -> None:
+    """Raise ValueError where the largest id has no colour."""
     if largest > num_colors:
         raise ValueError(f"entity_ids: expected ids <= {num_colors} (colours), got {largest}")
 
@@ -81,7 +77,7 @@ def encode(
     Raises:
         ValueError: An id is negative or has no colour.
     """
-    _check_range(largest=check_entity_ids(entity_ids), num_colors=len(colors))
+    check_range(largest=check_entity_ids(entity_ids), num_colors=len(colors))
     table = np.zeros((len(colors) + 1, 4), np.uint8)
     table[1:, :3] = colors
     # One gather of 32-bit pixels is faster than one of 3-byte rows.
@@ -90,40 +86,3 @@ def encode(
     for t, ids in enumerate(entity_ids):
         rgb[t] = packed.take(ids)[..., None].view(np.uint8)[..., :3]
     return rgb
-
-
-def encode_torch(
-    entity_ids: Int[Tensor, "*batch t h w"], *, colors: UInt8[Tensor, "n 3"]
-) -> Float[Tensor, "*batch t 3 h w"]:
-    """`encode` on the tensor's device, colours in [-1, 1], float32.
-
-    Ids are not checked on a GPU, where the check would wait for the device.
-
-    Raises:
-        ValueError: On the CPU, an id is negative or has no colour.
-    """
-    if entity_ids.device.type == "cpu" and entity_ids.numel():
-        low, high = (int(v) for v in entity_ids.aminmax())
-        if low < 0:
-            raise ValueError(f"entity_ids: expected ids >= 0, got {low}")
-        _check_range(largest=high, num_colors=len(colors))
-    table = torch.full((len(colors) + 1, 3), -1.0, device=entity_ids.device)
-    table[1:] = colors.to(entity_ids.device).float() / 127.5 - 1
-    index = entity_ids.int()
-    return torch.stack([channel[index] for channel in table.unbind(1)], dim=-3)
-
-
-def decode_torch(
-    rgb: Float[Tensor, "*batch t 3 h w"],
-    *,
-    palette: UInt8[np.ndarray, "n 3"] | None = None,
-    min_area: int | None = None,
-) -> Int32[Tensor, "*batch t h w"]:
-    """`decode` of each clip, colours in [-1, 1], ids on the tensor's device.
-
-    The work is done on the CPU: votes and components of a few labels are no task for a GPU.
-    """
-    clips = rgb.reshape(-1, *rgb.shape[-4:])
-    ids = [decode(to_uint8(clip), palette=palette, min_area=min_area) for clip in clips]
-    stacked = torch.from_numpy(np.stack(ids)).to(rgb.device)
-    return stacked.reshape(*rgb.shape[:-3], *rgb.shape[-2:])

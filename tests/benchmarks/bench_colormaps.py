@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 
-from sat_udpdiff.colormaps import depth, location_aware, pixelplanes
+from sat_udpdiff.colormaps import depth, location_aware, pixelplanes, tensors
 from sat_udpdiff.colormaps.nearest_color import NearestColor
 
 FLOOR = {
@@ -84,14 +84,14 @@ def _calls(data):
     disparity = torch.from_numpy(data["disparity"])
     return {
         "pixelplanes encode": lambda: pixelplanes.encode(data["ids"], colors=data["colors"]),
-        "pixelplanes encode_torch": lambda: pixelplanes.encode_torch(ids, colors=colors),
+        "pixelplanes encode_torch": lambda: tensors.encode_pixelplanes(ids, colors=colors),
         "pixelplanes decode": lambda: pixelplanes.decode(data["painted"]),
         "location_aware encode": lambda: location_aware.encode(data["ids"]),
         "depth encode": lambda: depth.encode(data["disparity"]),
-        "depth encode_torch": lambda: depth.encode_torch(disparity),
+        "depth encode_torch": lambda: tensors.encode_depth(disparity),
         "depth decode": lambda: depth.decode(data["depth_rgb"]),
         "depth decode, reject 25": lambda: depth.decode(data["depth_rgb"], reject_distance=25.0),
-        "depth decode_torch": lambda: depth.decode_torch(
+        "depth decode_torch": lambda: tensors.decode_depth(
             torch.from_numpy(data["depth_rgb"]).permute(0, 3, 1, 2) / 127.5 - 1
         ),
         "depth distance_to_map": lambda: depth.distance_to_map(data["depth_rgb"]),

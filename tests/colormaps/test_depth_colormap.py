@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sat_udpdiff.colormaps import depth as depth_map
+from sat_udpdiff.colormaps import tensors
 
 
 def all_depths():
@@ -113,14 +114,14 @@ def test_torch_equals_numpy():
     depths = rng.random((3, 20, 30), dtype=np.float32)
     depths[0, 0, :2] = 0, 1
     rgb = depth_map.encode(depths)
-    painted = depth_map.encode_torch(torch.from_numpy(depths)[None])
+    painted = tensors.encode_depth(torch.from_numpy(depths)[None])
     assert painted.shape == (1, 3, 3, 20, 30)
     as_bytes = ((painted[0].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
     assert np.array_equal(as_bytes, rgb)
     noisy = np.clip(rgb + rng.normal(0, 15, rgb.shape), 0, 255).astype(np.uint8)
     tensor = torch.from_numpy(noisy).permute(0, 3, 1, 2) / 127.5 - 1
     for inverse in ("paper", "midbin"):
-        got = depth_map.decode_torch(tensor[None], inverse=inverse)[0].numpy()
+        got = tensors.decode_depth(tensor[None], inverse=inverse)[0].numpy()
         assert np.array_equal(got, depth_map.decode(noisy, inverse=inverse))
 
 
@@ -128,7 +129,7 @@ def test_user_errors():
     clip = np.zeros((1, 2, 2, 3), np.uint8)
     with pytest.raises(ValueError, match="inverse: expected 'paper' or 'midbin', got 'exact'"):
         # Without the type check of the tests, as users call it.
-        inspect.unwrap(depth_map._values)("exact")
+        inspect.unwrap(depth_map.sample_values)("exact")
     with pytest.raises(ValueError, match="got nan or infinity"):
         depth_map.encode(np.full((1, 2, 2), np.nan, np.float32))
     with pytest.raises(ValueError, match=r"rgb: expected uint8 \(t, h, w, 3\)"):

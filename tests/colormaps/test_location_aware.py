@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sat_udpdiff.colormaps import location_aware
+from sat_udpdiff.colormaps import location_aware, tensors
 
 
 def two_movers():
@@ -79,9 +79,9 @@ def test_grid_is_checked(grid):
 def test_torch_equals_numpy_for_each_clip_of_a_batch():
     clips = [two_movers(), np.flip(two_movers(), axis=2).copy()]
     ids = torch.from_numpy(np.stack(clips).astype(np.int32))
-    painted = location_aware.encode_torch(ids)
+    painted = tensors.encode_location_aware(ids)
     assert painted.shape == (2, 3, 3, 22, 33) and painted.dtype == torch.float32
-    decoded = location_aware.decode_torch(painted)
+    decoded = tensors.decode_location_aware(painted)
     for clip, rgb, found in zip(clips, painted, decoded, strict=True):
         expected = location_aware.encode(clip)
         levels = ((rgb + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

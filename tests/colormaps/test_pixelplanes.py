@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sat_udpdiff.colormaps import pixelplanes
+from sat_udpdiff.colormaps import pixelplanes, tensors
 
 
 def draw(count, seed=0, **options):
@@ -85,7 +85,7 @@ def test_encode_paints_each_id_in_its_colour():
     colors = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint8)
     expected = [[[[0, 0, 0], [1, 2, 3]], [[4, 5, 6], [7, 8, 9]]]]
     assert pixelplanes.encode(ids, colors=colors).tolist() == expected
-    painted = pixelplanes.encode_torch(
+    painted = tensors.encode_pixelplanes(
         torch.from_numpy(ids.astype(np.int32)), colors=torch.from_numpy(colors)
     )
     assert painted.shape == (1, 3, 2, 2) and painted.dtype == torch.float32
@@ -99,7 +99,7 @@ def test_ids_without_a_colour_are_refused():
         with pytest.raises(ValueError, match="entity_ids: expected ids"):
             pixelplanes.encode(ids, colors=colors)
         with pytest.raises(ValueError, match="entity_ids: expected ids"):
-            pixelplanes.encode_torch(torch.from_numpy(ids), colors=torch.from_numpy(colors))
+            tensors.encode_pixelplanes(torch.from_numpy(ids), colors=torch.from_numpy(colors))
 
 
 @pytest.mark.parametrize("num_entities", [1, 2, 10, 40])
@@ -143,9 +143,9 @@ def test_decoding_on_tensors_is_decoding_of_their_pixels():
     ids = np.zeros((2, 3, 24, 36), np.int32)
     ids[0, :, 4:12, 6:20], ids[1, :, 10:22, 3:15] = 1, 2
     colors = torch.tensor([[250, 10, 10], [10, 10, 250]], dtype=torch.uint8)
-    painted = pixelplanes.encode_torch(torch.from_numpy(ids), colors=colors)
-    decoded = pixelplanes.decode_torch(painted, palette=colors.numpy())
+    painted = tensors.encode_pixelplanes(torch.from_numpy(ids), colors=colors)
+    decoded = tensors.decode_pixelplanes(painted, palette=colors.numpy())
     assert decoded.dtype == torch.int32
     np.testing.assert_array_equal(decoded.numpy(), ids)
     # Found colours are numbered by size: one entity in each clip.
-    np.testing.assert_array_equal(pixelplanes.decode_torch(painted).numpy(), ids > 0)
+    np.testing.assert_array_equal(tensors.decode_pixelplanes(painted).numpy(), ids > 0)
