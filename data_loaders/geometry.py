@@ -24,7 +24,7 @@ def _fit(frames: np.ndarray, *, height: int, width: int, shrink: int, enlarge: i
 
 
 def fit_rgb(
-    rgb: UInt8[np.ndarray, "t h w 3"], *, height: int, width: int
+    rgb: UInt8[np.ndarray, "t h w 3"], *, height: int, width: int, anchor=(0.5, 0.5)
 ) -> UInt8[np.ndarray, "t height width 3"]:
     """Cover the target size and cut the rest away, centred.
 
@@ -38,7 +38,7 @@ def fit_rgb(
 
 
 def fit_ids(
-    ids: UInt16[np.ndarray, "t h w"], *, height: int, width: int
+    ids: UInt16[np.ndarray, "t h w"], *, height: int, width: int, anchor=(0.5, 0.5)
 ) -> UInt16[np.ndarray, "t height width"]:
     """`fit_rgb` for ids: the same area, each pixel the id at its centre, none invented."""
     # Plain INTER_NEAREST samples at the pixel's corner: half a pixel off the RGB.
@@ -47,7 +47,7 @@ def fit_ids(
 
 
 def fit_depth(
-    depth: UInt16[np.ndarray, "t h w"], *, height: int, width: int
+    depth: UInt16[np.ndarray, "t h w"], *, height: int, width: int, anchor=(0.5, 0.5)
 ) -> UInt16[np.ndarray, "t height width"]:
     """`fit_rgb` for depth, 0..65535; enlarged linearly, for a cubic overshoots at edges."""
     return _fit(depth, height=height, width=width, shrink=cv2.INTER_AREA, enlarge=cv2.INTER_LINEAR)

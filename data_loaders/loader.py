@@ -1,234 +1,73 @@
-"""Batches from shards, in an order that depends on (seed, sample number) alone.
+"""Batches in an order that depends on (seed, sample number) alone.
 
 The state of the data is one integer: how many samples the whole job has consumed. Rank r takes
 slots r * b .. r * b + b - 1 of every world_size * b consecutive numbers, so 2 ranks of 1 see what
 1 rank of 2 sees, and `start` costs the same for any value.
 
-Workers are threads: PyAV, OpenCV and numpy release the interpreter lock while they work.
+Clips are decoded in processes of their own, so that nothing in a video file can end or stop the
+training process; a thread joins them to batches, ahead of the consumer.
 """
 
-import logging
+import queue
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
-from threading import Lock
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor
 
-from data_loaders.captions import name_task
-from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
-from data_loaders.order import color_generator, draws, frame_indices, sample_at
+from data_loaders.batches import AnyBatch, ClipJoiner, Joiner
+from data_loaders.damage import DamageCount
+from data_loaders.examples import ExampleMaker, ExampleSource, ExampleTask, place_of
+from data_loaders.order import size_at
 from data_loaders.schema import DataError
-from data_loaders.shards import ShardIndex, StoredSample
-from sat_udpdiff.colormaps import depth as depth_colormap
-from sat_udpdiff.colormaps import location_aware, pixelplanes
-from sat_udpdiff.config import Config, Task
+from data_loaders.worker_pool import LostWorkerError, WorkerPool
+from sat_udpdiff.config import Config
 
-_log = logging.getLogger(__name__)
-
-_LABEL_OF_TASK: dict[Task, str] = {"segmentation": "entity_ids", "depth": "depth"}
 _MOST_REPLACEMENTS = 16
 """Clips tried in place of a damaged one before the run stops."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One micro-batch of one rank."""
+@runtime_checkable
+class _Pool(Protocol):
+    def submit(self, task: ExampleTask) -> "Future[Any]": ...
 
-    rgb: Float[Tensor, "b t 3 h w"]
-    """In [-1, 1]."""
-    dense: Float[Tensor, "b t 3 h w"] | None
-    """The dense map of each sample's task as colours in [-1, 1]; None for `dense_groups: 0`."""
-    task: Int64[Tensor, "b"]
-    """Row of the task table: 0 = segmentation, 1 = depth."""
-    captions: list[str]
-    drop_caption: Bool[Tensor, "b"]
-    """True where the text is to be replaced by the unconditional one, at `caption_dropout`."""
-    keys: list[str]
-    numbers: Int64[Tensor, "b"]
-    """Global sample numbers: key of all further randomness of a sample."""
+    def close(self) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """One sample of a batch, before it becomes a tensor."""
+class _Inline:
+    """Makes examples in this thread, when they are asked for."""
 
-    number: int
-    key: str
-    task_id: int
-    caption: str
-    drop_caption: bool
-    rgb: UInt8[np.ndarray, "t h w 3"]
-    dense: UInt8[np.ndarray, "t h w 3"] | None
+    def __init__(self, make: Callable[[ExampleTask], Any]) -> None:
+        self._make = make
 
+    def submit(self, task: ExampleTask) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(self._make(task))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
-def color_dense(
-    stored: StoredSample, *, task: Task, indices: list[int], epoch: int, config: Config
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """The dense map of a clip as colours, at the configured size.
-
-    Args:
-        stored: Clip.
-        task: Which map.
-        indices: Frames.
-        epoch: Seeds the colours with `config.seed` and the clip's key.
-        config: Size and colormaps.
-    """
-    size = {"height": config.data.height, "width": config.data.width}
-    labels = stored.labels(_LABEL_OF_TASK[task], indices=indices)
-    if task == "depth":
-        disparity = fit_depth(labels, **size).astype(np.float32) / np.float32(65535)
-        return depth_colormap.encode(disparity)
-    ids = _consecutive(fit_ids(labels, **size))
-    if config.colormap.segmentation == "location_aware":
-        return location_aware.encode(ids, grid=config.colormap.location_grid)
-    generator = color_generator(seed=config.seed, epoch=epoch, key=stored.key)
-    count, distance = int(ids.max()), config.colormap.min_distance
-    try:
-        colors = pixelplanes.draw_colors(count, generator=generator, min_distance=distance)
-    except ValueError:
-        raise DataError(
-            f"sample {stored.key!r}: its {count} entities have no colours so far apart as "
-            f"colormap.min_distance={distance:g}; lower it"
-        ) from None
-    return pixelplanes.encode(ids, colors=colors)
+    def close(self) -> None:
+        pass
 
 
-def _consecutive(ids: np.ndarray) -> np.ndarray:
-    """Ids as 1, 2, ... without gaps (0 stays 0): colours are drawn for what is to be seen only."""
-    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=1))
-    present = present[present > 0]
-    table = np.zeros(int(ids.max()) + 1, np.uint16)
-    table[present] = np.arange(1, len(present) + 1)
-    return table[ids]
+class _Threads:
+    """Makes examples in threads: for reading alone, which needs no process."""
 
+    def __init__(self, make: Callable[[ExampleTask], Any], *, num_workers: int) -> None:
+        self._make = make
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="data")
 
-@dataclass(kw_only=True)
-class ExampleReader:
-    """Makes the example of a sample number; safe to call from several threads."""
+    def submit(self, task: ExampleTask) -> "Future[Any]":
+        return self._threads.submit(self._make, task)
 
-    config: Config
-    index: ShardIndex
-    damaged: dict[str, str] = field(default_factory=dict)
-    """Clips that could not be used so far: key -> why."""
-    _lock: Lock = field(default_factory=Lock, repr=False)
-
-    @classmethod
-    def open(cls, config: Config) -> "ExampleReader":
-        """Open the shards and check that they hold what the configured tasks need.
-
-        Raises:
-            DataError: The folder is not whole, or lacks a task's labels.
-        """
-        index = ShardIndex.open(config.data.shards)
-        if config.model.dense_groups > 1:
-            raise DataError(
-                "model.dense_groups: the data give one dense map per sample: expected 0 or 1, "
-                f"got {config.model.dense_groups}"
-            )
-        if config.model.dense_groups:
-            for task in config.data.tasks:
-                index.require_labels(_LABEL_OF_TASK[task], reason=f"data.tasks: {task}")
-        return cls(config=config, index=index)
-
-    def example(self, n: int) -> Example:
-        """The example of global sample number n.
-
-        A damaged clip is replaced by the one after it in the data set, which depends on the data
-        only and so is the same on every run.
-
-        Raises:
-            DataError: More than `data.max_bad_share` of the data set's clips are damaged.
-        """
-        place = sample_at(n, seed=self.config.seed, num_samples=len(self.index))
-        for attempt in range(_MOST_REPLACEMENTS):
-            i = (place.index + attempt) % len(self.index)
-            try:
-                return self._make(n, index=i, epoch=place.epoch)
-            except DataError as error:
-                self._note(self.index.sample(i).key, str(error))
-        raise DataError(
-            f"{self.index.folder}: {_MOST_REPLACEMENTS} clips in a row are damaged: "
-            f"{self._report()}"
-        )
-
-    def _make(self, n: int, *, index: int, epoch: int) -> Example:
-        config, data = self.config, self.config.data
-        stored = self.index.sample(index)
-        record = stored.record()
-        drawn = draws(n, seed=config.seed, data=data)
-        caption = record["caption_long" if drawn.use_long_caption else "caption_short"]
-        if not caption.strip():
-            raise DataError(f"sample {stored.key!r}: expected a caption, got an empty one")
-        if config.model.task_signal == "prompt":
-            caption = name_task(caption, task=drawn.task)
-        indices = frame_indices(
-            num_frames=data.num_frames,
-            fps=data.fps,
-            source_frames=record["frames"],
-            source_fps=record["fps"],
-        )
-        rgb = fit_rgb(stored.rgb(indices=indices), height=data.height, width=data.width)
-        dense = None
-        if config.model.dense_groups:
-            dense = color_dense(
-                stored, task=drawn.task, indices=indices, epoch=epoch, config=config
-            )
-        return Example(
-            number=n,
-            key=stored.key,
-            task_id=drawn.task_id,
-            caption=caption,
-            drop_caption=drawn.drop_uniform < config.train.caption_dropout,
-            rgb=rgb,
-            dense=dense,
-        )
-
-    def _note(self, key: str, reason: str) -> None:
-        with self._lock:
-            if key not in self.damaged:
-                _log.warning("skipped damaged clip %s: %s", key, reason)
-            self.damaged[key] = reason
-            share = len(self.damaged) / len(self.index)
-            allowed = self.config.data.max_bad_share
-            if share > allowed:
-                raise DataError(
-                    f"{self.index.folder}: {len(self.damaged)} of {len(self.index)} clips are "
-                    f"damaged ({share:.1%}; data.max_bad_share allows {allowed:.1%}): "
-                    f"{self._report()}"
-                )
-
-    def _report(self, most: int = 10) -> str:
-        lines = [f"{key}: {reason}" for key, reason in list(self.damaged.items())[:most]]
-        left = len(self.damaged) - len(lines)
-        return "; ".join(lines) + (f"; and {left} more" if left > 0 else "")
-
-
-def _to_tensor(videos: list[np.ndarray]) -> Tensor:
-    """uint8 (t, h, w, 3) each -> float32 (b, t, 3, h, w) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(videos))
-    return rearrange(stacked, "b t h w c -> b t c h w").to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def collate(examples: list[Example]) -> Batch:
-    """Join examples to a batch, in the order given."""
-    dense = [example.dense for example in examples if example.dense is not None]
-    return Batch(
-        rgb=_to_tensor([example.rgb for example in examples]),
-        dense=_to_tensor(dense) if dense else None,
-        task=torch.tensor([example.task_id for example in examples], dtype=torch.int64),
-        captions=[example.caption for example in examples],
-        drop_caption=torch.tensor([example.drop_caption for example in examples]),
-        keys=[example.key for example in examples],
-        numbers=torch.tensor([example.number for example in examples], dtype=torch.int64),
-    )
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 def batch_numbers(
@@ -242,54 +81,157 @@ def batch_numbers(
     return range(first, first + micro_batch_size)
 
 
-def batches(
-    config: Config, *, place_rank: int = 0, world_size: int = 1, start: int = 0
-) -> Iterator[Batch]:
+class Batches(Iterator[AnyBatch]):
     """Endless micro-batches of one rank; `accumulation_steps` of them make an optimizer step.
 
-    The shards are opened and checked at the call, before the first batch is asked for.
+    The data are opened and checked at once, before the first batch is asked for. `close` ends the
+    processes and threads; so does the end of a `with` block.
 
     Args:
         config: Data, task shares, batch size, seed.
         place_rank: Data-parallel rank.
         world_size: Data-parallel ranks.
         start: Samples that the whole job has consumed.
+        device: Where the clips go.
 
     Raises:
-        DataError: The shards are not whole or lack what the tasks need; later, too many damaged.
+        DataError: The data are not whole or lack what the tasks need; later, too many damaged.
     """
-    if not 0 <= place_rank < world_size or start < 0:
-        raise ValueError(
-            "expected 0 <= place_rank < world_size and start >= 0, got "
-            f"{place_rank}, {world_size} and {start}"
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        place_rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 <= place_rank < world_size or start < 0:
+            raise ValueError(
+                "expected 0 <= place_rank < world_size and start >= 0, got "
+                f"{place_rank}, {world_size} and {start}"
+            )
+        self._config = config
+        self._source, self._joiner = _open(config, device=torch.device(device))
+        self.damage = DamageCount(
+            source=self._source.name(),
+            num_clips=len(self._source.order),
+            allowed=config.data.max_bad_share,
         )
-    reader = ExampleReader.open(config)
-    micro_steps = (
-        batch_numbers(
-            m,
-            start=start,
-            micro_batch_size=config.train.micro_batch_size,
-            place_rank=place_rank,
-            world_size=world_size,
+        """Clips that could not be used so far."""
+        self._micro_steps = (
+            batch_numbers(
+                m,
+                start=start,
+                micro_batch_size=config.train.micro_batch_size,
+                place_rank=place_rank,
+                world_size=world_size,
+            )
+            for m in count()
         )
-        for m in count()
-    )
-    if config.data.num_workers == 0:
-        return (collate([reader.example(n) for n in numbers]) for numbers in micro_steps)
-    return _threaded(reader, micro_steps)
+        self._pool: _Pool | None = None
+        self._waiting: deque[list[_Pending]] = deque()
+        self._ready: queue.Queue[object] = queue.Queue(maxsize=1)
+        self._is_closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> AnyBatch:
+        if self._is_closed.is_set():
+            raise ValueError("the batches were closed")
+        if self._config.data.num_workers == 0:
+            self._pool = self._pool or _Inline(self._source)
+            return self._joiner.finish(self._joiner.join(self._next_examples()))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run_ahead, name="data-join", daemon=True)
+            self._thread.start()
+        joined = self._ready.get()
+        if isinstance(joined, _Failure):
+            self.close()
+            raise joined.error
+        return self._joiner.finish(joined)
+
+    def close(self) -> None:
+        """End what runs in the background, whatever it does."""
+        self._is_closed.set()
+        if self._pool is not None:
+            self._pool.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._joiner.close()
+
+    def _run_ahead(self) -> None:
+        """The thread that keeps one joined batch ready."""
+        joined: object
+        while not self._is_closed.is_set():
+            try:
+                self._pool = self._pool or _start_pool(self._source, config=self._config)
+                joined = self._joiner.join(self._next_examples())
+            except BaseException as error:
+                joined = _Failure(error=error)
+            while not self._is_closed.is_set():
+                try:
+                    self._ready.put(joined, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(joined, _Failure):
+                return
+
+    def _next_examples(self) -> list[Any]:
+        """The examples of the next micro-batch, with those after it on their way."""
+        data = self._config.data
+        ahead = -(-data.num_workers * data.prefetch // self._config.train.micro_batch_size)
+        while len(self._waiting) <= ahead:
+            numbers = next(self._micro_steps)
+            size = size_at(numbers[0], seed=self._config.seed, data=data)
+            tasks = (ExampleTask(number=n, attempt=0, size=size) for n in numbers)
+            self._waiting.append([self._submit(task) for task in tasks])
+        return [self._settle(pending) for pending in self._waiting.popleft()]
+
+    def _submit(self, task: ExampleTask) -> "_Pending":
+        assert self._pool is not None
+        return _Pending(task=task, future=self._pool.submit(task))
+
+    def _settle(self, pending: "_Pending") -> Any:
+        """The example, or that of the next clip of the data set which is whole."""
+        for attempt in range(1, _MOST_REPLACEMENTS + 1):
+            try:
+                return pending.future.result()
+            except (DataError, LostWorkerError) as error:
+                place = place_of(pending.task, order=self._source.order)
+                self.damage.note(self._source.key(place.index), str(error))
+            task = pending.task
+            again = ExampleTask(number=task.number, attempt=attempt, size=task.size)
+            pending = self._submit(again)
+        raise DataError(
+            f"{self.damage.source}: {_MOST_REPLACEMENTS} clips in a row are damaged: "
+            f"{self.damage.report()}"
+        )
 
 
-def _threaded(reader: ExampleReader, micro_steps: Iterator[range]) -> Iterator[Batch]:
-    data = reader.config.data
-    # At least one batch ahead, else nothing would happen while the consumer computes.
-    ahead = max(1, data.num_workers * data.prefetch)
-    pool = ThreadPoolExecutor(data.num_workers, thread_name_prefix="data")
-    waiting: deque[list[Future[Any]]] = deque()
-    try:
-        for numbers in micro_steps:
-            waiting.append([pool.submit(reader.example, n) for n in numbers])
-            if len(waiting) > ahead:
-                yield collate([future.result() for future in waiting.popleft()])
-    finally:
-        # What is being decoded is finished (a fraction of a second), the rest is dropped.
-        pool.shutdown(wait=True, cancel_futures=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    task: ExampleTask
+    future: "Future[Any]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    error: BaseException
+
+
+def _open(config: Config, *, device: torch.device) -> tuple[ExampleSource, Joiner]:
+    """What makes examples of the configured data, and what joins them."""
+    return ExampleMaker(config), ClipJoiner(device)
+
+
+def _start_pool(source: ExampleSource, *, config: Config) -> _Pool:
+    data = config.data
+    return WorkerPool(source, num_workers=data.num_workers, deadline_seconds=data.decode_seconds)

@@ -134,22 +134,53 @@ class DataConfig:
     """What is read, and how one sample becomes one training example."""
 
     shards: str = ""
-    """Folder of webdataset shards with manifest.json; required for training."""
+    """Folder of webdataset shards with manifest.json, or its http(s), s3, gs, ... address; required
+    for training with `source: video`."""
+    source: Literal["video", "latents"] = "video"
+    """video: clips are decoded and encoded while training; latents: both were done beforehand, by
+    `python -m data_loaders.latents`."""
+    latents: str = ""
+    """Folder that data_loaders.latents made; required with `source: latents`."""
     num_frames: int = 49
     """Frames of a clip, 4k + 1."""
     height: int = 480
     """Pixels, a multiple of spatial_compression * patch_size."""
     width: int = 720
     fps: float = 8.0
+    crop: Literal["center", "random"] = "center"
+    """Which part of a clip of another aspect ratio is kept; random: another one in every epoch."""
+    buckets: tuple[str, ...] = ()
+    """Sizes FRAMESxHEIGHTxWIDTH that batches alternate between, in place of the three above."""
+    bucket_weights: tuple[float, ...] = ()
+    """Share of samples per bucket."""
+    bucket_run: int = 64
+    """Consecutive samples of one bucket; with a multiple of the global batch all ranks have steps
+    of the same size. A multiple of the micro-batch."""
     tasks: tuple[Task, ...] = TASKS
     task_weights: tuple[float, ...] = (0.5, 0.5)
-    """Share of samples per entry of `tasks` (Tab. 7)."""
+    """Share of samples per entry of `tasks` (Tab. 7); exact in every 100 samples."""
     long_caption_probability: float = 0.8
+    recolourings: int = 0
+    """Colourings per clip that epochs take in turn, as cached latents do; 0 = new ones each epoch.
+    """
+    shuffle_shards: int = 16
+    """Shards that are read at a time, each from front to back."""
+    shuffle_run: int = 64
+    """Samples of each of them that are mixed at a time."""
+    decoder: Literal["pyav", "dali"] = "pyav"
+    """pyav: every codec, in processes; dali: VP9 on the CPU, H.264 on the GPU, resizing on both."""
+    decode_seconds: float = 120.0
+    """A clip that takes longer to decode counts as damaged, and its process is ended."""
     num_workers: int = 2
+    """Processes that read and decode; 0 = while training waits."""
     prefetch: int = 2
-    """Batches that each worker prepares ahead."""
+    """Samples that each worker prepares ahead."""
     max_bad_share: float = 0.01
     """Damaged samples are skipped, counted and logged; above this share the run stops."""
+    cache_dir: str = ""
+    """Where shards of an address are kept; empty = below ~/.cache."""
+    cache_gb: float = 0.0
+    """Shards kept there at most, 10^9 bytes; 0 = all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

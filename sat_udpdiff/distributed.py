@@ -67,6 +67,35 @@ def init_distributed(*, device: str | None = None, timeout_minutes: int = 30) ->
     Raises:
         ConfigError: What the launcher says is incomplete or contradicts itself.
     """
+    place, facts = find_place(device=device)
+    if dist.is_initialized():
+        return place
+    is_gpu = place.device.type != "cpu"
+    # deepspeed moves to the GPU that LOCAL_RANK names, hence the index and not our own rank.
+    _fill_environment(facts, local_rank=(place.device.index or 0) if is_gpu else facts.local_rank)
+    if is_gpu:
+        torch.cuda.set_device(place.device)
+    # One process needs no port, so that many can be started side by side.
+    alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(
+        place.backend,
+        store=alone if place.world_size == 1 else None,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=place.device if is_gpu else None,
+    )
+    return place
+
+
+def find_place(*, device: str | None = None) -> tuple[Place, LaunchFacts]:
+    """This process among all of the run, without meeting the others.
+
+    For programs whose processes have nothing to tell each other.
+
+    Raises:
+        ConfigError: What the launcher says is incomplete or contradicts itself.
+    """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     facts = read_launch_facts(os.environ)
     index = _device_index(facts, kind=kind)
@@ -77,23 +106,7 @@ def init_distributed(*, device: str | None = None, timeout_minutes: int = 30) ->
         device=torch.device("cpu") if kind == "cpu" else torch.device(kind, index),
         backend="gloo" if kind == "cpu" else "nccl",
     )
-    if dist.is_initialized():
-        return place
-    # deepspeed moves to the GPU that LOCAL_RANK names, hence the index and not our own rank.
-    _fill_environment(facts, local_rank=index)
-    if kind != "cpu":
-        torch.cuda.set_device(place.device)
-    # One process needs no port, so that many can be started side by side.
-    alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group(
-        place.backend,
-        store=alone if place.world_size == 1 else None,
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timedelta(minutes=timeout_minutes),
-        device_id=None if kind == "cpu" else place.device,
-    )
-    return place
+    return place, facts
 
 
 def close_distributed() -> None:

@@ -52,7 +52,7 @@ def latent_size(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentDistribution:
-    """Diagonal Gaussian over latents, in the network's scale (already times scale_factor)."""
+    """Diagonal Gaussian over latents, as a rule in the network's scale (times scale_factor)."""
 
     mean: Float[Tensor, "b t c h w"]
     logvar: Float[Tensor, "b t c h w"]
@@ -63,7 +63,7 @@ class LatentDistribution:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def scaled(self, factor: float) -> "LatentDistribution":
-        """Distribution of `factor` (> 0) times the variable."""
+        """Distribution of `factor` (> 0) times the variable, float32."""
         return LatentDistribution(
-            mean=self.mean * factor, logvar=self.logvar + 2.0 * math.log(factor)
+            mean=self.mean.float() * factor, logvar=self.logvar.float() + 2.0 * math.log(factor)
         )

@@ -69,9 +69,7 @@ class TextEncoder:
             ValueError: nothing there, or weights that do not fit; the message names the place and
                 says where weights are to be had.
         """
-        source = find_source(
-            config.weights, subfolder="text_encoder", tiny="text", key=_KEY, get=_GET
-        )
+        source = find_text_encoder(config)
         try:
             with _quiet_if(source.is_local):
                 model = _load_model(source, dtype=DTYPES[config.dtype])
@@ -123,6 +121,11 @@ class TextEncoder:
         """Whole words of a small, closed vocabulary; empty for an open one (T5's own)."""
         words = self.tokenizer.init_kwargs.get("closed_vocabulary", ())
         return frozenset(words)
+
+
+def find_text_encoder(config: TextEncoderConfig) -> WeightSource:
+    """Where the weights are; ValueError names what is missing and where it is to be had."""
+    return find_source(config.weights, subfolder="text_encoder", tiny="text", key=_KEY, get=_GET)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sat_udpdiff.config import VideoCodecConfig
 from sat_udpdiff.encoders.latents import LatentDistribution, LatentSize, latent_size
-from sat_udpdiff.encoders.source import DTYPES, find_source, loading_error
+from sat_udpdiff.encoders.source import DTYPES, WeightSource, find_source, loading_error
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
@@ -70,9 +70,7 @@ class VideoCodec:
             ValueError: nothing there, or weights that do not fit; the message names the place and
                 says where weights are to be had.
         """
-        source = find_source(
-            config.weights, subfolder=config.subfolder, tiny="codec", key=_KEY, get=_GET
-        )
+        source = find_codec(config)
         from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
         try:
@@ -126,6 +124,11 @@ class VideoCodec:
         Raises:
             ValueError: the clip's size does not fit; the message has the numbers.
         """
+        return self.encode_unscaled(rgb).scaled(self.config.scale_factor)
+
+    @torch.no_grad()
+    def encode_unscaled(self, rgb: Float[Tensor, "b t c h w"]) -> LatentDistribution:
+        """`encode` before scaling and in the codec's own dtype: what a cache keeps, unrounded."""
         if rgb.ndim != 5 or rgb.shape[2] != 3:
             raise ValueError(f"rgb: expected (b, t, 3, h, w), got {tuple(rgb.shape)}")
         num_frames, _, height, width = rgb.shape[1:]
@@ -135,9 +138,9 @@ class VideoCodec:
             self.vae.num_sample_frames_batch_size = num_frames
         posterior = self.vae.encode(x).latent_dist
         return LatentDistribution(
-            mean=rearrange(posterior.mean.float(), "b c t h w -> b t c h w"),
-            logvar=rearrange(posterior.logvar.float(), "b c t h w -> b t c h w"),
-        ).scaled(self.config.scale_factor)
+            mean=rearrange(posterior.mean, "b c t h w -> b t c h w"),
+            logvar=rearrange(posterior.logvar, "b c t h w -> b t c h w"),
+        )
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t2 3 h2 w2"]:
@@ -159,6 +162,11 @@ class VideoCodec:
             z = torch.cat([z, z[:, :, -1:]], dim=2)
         rgb = self.vae.decode(z.to(self.dtype)).sample[:, :, :num_frames]
         return rearrange(rgb.float().clamp(-1, 1), "b c t h w -> b t c h w")
+
+
+def find_codec(config: VideoCodecConfig) -> WeightSource:
+    """Where the weights are; ValueError names what is missing and where it is to be had."""
+    return find_source(config.weights, subfolder=config.subfolder, tiny="codec", key=_KEY, get=_GET)
 
 
 def _check_compression(vae: "AutoencoderKLCogVideoX", config: VideoCodecConfig) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
-from data_loaders.loader import batches
+from data_loaders.loader import Batches
 from data_loaders.order import color_generator, draws
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, StoredSample, write_shards
@@ -41,10 +41,8 @@ def make_config(folder, **data):
 
 
 def take(config, count, **place):
-    iterator = batches(config, **place)
-    found = list(islice(iterator, count))
-    iterator.close()
-    return found
+    with Batches(config, **place) as stream:
+        return list(islice(stream, count))
 
 
 def describe(batch):
@@ -157,7 +155,7 @@ def test_every_clip_once_per_epoch_over_ranks_and_workers(config):
 
 def test_a_closed_loader_leaves_no_thread(config):
     config = replace(config, data=replace(config.data, num_workers=2))
-    iterator = batches(config)
+    iterator = Batches(config)
     next(iterator)
     assert any(thread.name.startswith("data") for thread in threading.enumerate())
     iterator.close()
@@ -175,20 +173,15 @@ def test_missing_labels_stop_the_run_before_it_starts(tmp_path, noise_sample):
     write_shards([noise_sample(0, depth=False), noise_sample(1, depth=False)], tmp_path)
     config = make_config(tmp_path)
     with pytest.raises(DataError, match=r"data\.tasks: depth needs depth, but shard shard-000000"):
-        batches(config)
+        Batches(config)
     only = make_config(tmp_path, tasks=("segmentation",), task_weights=(1.0,))
     assert take(only, 1)[0].task.tolist() == [0]
-
-
-def test_more_than_one_dense_group_is_refused(config):
-    with pytest.raises(DataError, match=r"dense_groups: .* expected 0 or 1, got 2"):
-        batches(replace(config, model=ModelConfig(dense_groups=2)))
 
 
 def test_impossible_places_are_refused(config):
     for place in ({"place_rank": 2, "world_size": 2}, {"start": -1}):
         with pytest.raises(ValueError, match="expected 0 <= place_rank < world_size"):
-            batches(config, **place)
+            Batches(config, **place)
 
 
 def test_the_prompt_ablation_names_the_task(config):
@@ -343,7 +336,7 @@ def test_an_empty_caption_counts_as_damage(tmp_path, noise_sample, monkeypatch):
     empty = {"caption_short": " ", "caption_long": ""}
     monkeypatch.setattr(StoredSample, "record", lambda self: {**whole(self), **empty})
     with pytest.raises(DataError, match="clip-0000: sample 'clip-0000': expected a caption"):
-        next(batches(make_config(tmp_path)))
+        next(Batches(make_config(tmp_path)))
 
 
 def test_no_ids_at_all_is_black(tmp_path, noise_sample):
