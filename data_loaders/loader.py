@@ -23,8 +23,8 @@ from data_loaders.batches import AnyBatch, ClipJoiner, Joiner
 from data_loaders.damage import DamageCount
 from data_loaders.examples import ExampleMaker, ExampleSource, ExampleTask, place_of
 from data_loaders.order import size_at
+from data_loaders.reader_pool import LostReaderError, ReaderPool
 from data_loaders.schema import DataError
-from data_loaders.worker_pool import LostWorkerError, WorkerPool
 from sat_udpdiff.config import Config
 
 _MOST_REPLACEMENTS = 16
@@ -204,7 +204,7 @@ class Batches(Iterator[AnyBatch]):
         for attempt in range(1, _MOST_REPLACEMENTS + 1):
             try:
                 return pending.future.result()
-            except (DataError, LostWorkerError) as error:
+            except (DataError, LostReaderError) as error:
                 place = place_of(pending.task, order=self._source.order)
                 self.damage.note(self._source.key(place.index), str(error))
             task = pending.task
@@ -234,4 +234,4 @@ def _open(config: Config, *, device: torch.device) -> tuple[ExampleSource, Joine
 
 def _start_pool(source: ExampleSource, *, config: Config) -> _Pool:
     data = config.data
-    return WorkerPool(source, num_workers=data.num_workers, deadline_seconds=data.decode_seconds)
+    return ReaderPool(source, num_workers=data.num_workers, deadline_seconds=data.decode_seconds)

@@ -5,6 +5,7 @@ Every message names the key first, then what was expected and what came.
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ __all__ = ["check_device", "notes", "require", "validate"]
 
 _WHAT_IT_IS = {
     "data.shards": "the folder of shards to read",
+    "data.latents": "the folder that python -m data_loaders.latents made",
     "run.output": "the folder to write the run to",
 }
 
@@ -23,18 +25,20 @@ _AT_LEAST_ONE = (
     "model.patch_size", "model.latent_channels", "model.text_dim", "model.text_length",
     "codec.spatial_compression", "codec.temporal_compression", "diffusion.num_train_timesteps",
     "colormap.location_grid", "data.num_frames", "data.height", "data.width", "data.prefetch",
+    "data.bucket_run", "data.shuffle_shards", "data.shuffle_run",
     "train.steps", "train.micro_batch_size", "train.accumulation_steps",
     "train.reduce_bucket_elements", "checkpoint.every_steps", "log.every_steps",
     "validation.num_steps", "sample.num_steps",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "seed", "data.num_workers", "diffusion.dense_loss_weight", "optimizer.weight_decay",
+    "seed", "data.num_workers", "data.recolourings", "data.cache_gb",
+    "diffusion.dense_loss_weight", "optimizer.weight_decay",
     "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
     "checkpoint.keep_last", "validation.every_steps", "sample.guidance_scale",
 )  # fmt: skip
 _ABOVE_ZERO = (
     "model.spatial_interpolation", "init.dense_scale", "codec.scale_factor", "diffusion.snr_shift",
-    "data.fps", "optimizer.lr", "optimizer.eps",
+    "data.fps", "data.decode_seconds", "optimizer.lr", "optimizer.eps",
 )  # fmt: skip
 _PROBABILITIES = (
     "data.long_caption_probability", "data.max_bad_share", "train.caption_dropout",
@@ -52,6 +56,8 @@ def validate(config: Config) -> None:
     _check_ranges(config)
     _check_heads(config)
     _check_clip(config)
+    _check_buckets(config)
+    _check_latents(config)
     _check_tasks(config)
     _check_task_signal(config)
     _check_sampling(config)
@@ -153,28 +159,77 @@ def _check_heads(config: Config) -> None:
 
 
 def _check_clip(config: Config) -> None:
-    data, codec = config.data, config.codec
-    step = codec.temporal_compression
-    if (data.num_frames - 1) % step:
-        below = (data.num_frames - 1) // step * step + 1
+    data = config.data
+    _check_frames(config, data.num_frames, key="data.num_frames")
+    _check_side(config, data.height, key="data.height")
+    _check_side(config, data.width, key="data.width")
+
+
+def _check_frames(config: Config, num_frames: int, *, key: str) -> None:
+    step = config.codec.temporal_compression
+    if (num_frames - 1) % step:
+        below = (num_frames - 1) // step * step + 1
         _fail(
-            "data.num_frames",
+            key,
             "codec.temporal_compression",
             expected=f"{step}k + 1 frames (nearest: {below}, {below + step})",
-            got=data.num_frames,
+            got=num_frames,
         )
-    cell = codec.spatial_compression * config.model.patch_size
-    for name, size in (("height", data.height), ("width", data.width)):
-        if size % cell:
-            below = size // cell * cell
-            nearest = f"{below}, {below + cell}" if below else f"{cell}"
-            _fail(
-                f"data.{name}",
-                "codec.spatial_compression",
-                "model.patch_size",
-                expected=f"a multiple of {cell} pixels (nearest: {nearest})",
-                got=size,
-            )
+
+
+def _check_side(config: Config, size: int, *, key: str) -> None:
+    cell = config.codec.spatial_compression * config.model.patch_size
+    if size % cell:
+        below = size // cell * cell
+        nearest = f"{below}, {below + cell}" if below else f"{cell}"
+        _fail(
+            key,
+            "codec.spatial_compression",
+            "model.patch_size",
+            expected=f"a multiple of {cell} pixels (nearest: {nearest})",
+            got=size,
+        )
+
+
+def _check_buckets(config: Config) -> None:
+    data = config.data
+    for bucket in data.buckets:
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", bucket)
+        if match is None:
+            expected = "sizes FRAMESxHEIGHTxWIDTH such as 49x480x720"
+            _fail("data.buckets", expected=expected, got=bucket)
+        num_frames, height, width = (int(part) for part in match.groups())
+        _check_frames(config, num_frames, key="data.buckets")
+        _check_side(config, height, key="data.buckets")
+        _check_side(config, width, key="data.buckets")
+    if len(data.bucket_weights) != len(data.buckets):
+        _fail(
+            "data.bucket_weights",
+            "data.buckets",
+            expected=f"{len(data.buckets)}, one for each of data.buckets",
+            got=f"{len(data.bucket_weights)}: {list(data.bucket_weights)}",
+        )
+    if data.buckets and (min(data.bucket_weights) <= 0 or abs(sum(data.bucket_weights) - 1) > 1e-6):
+        expected = "shares above 0 that add up to 1"
+        _fail("data.bucket_weights", expected=expected, got=list(data.bucket_weights))
+    if data.buckets and data.bucket_run % config.train.micro_batch_size:
+        _fail(
+            "data.bucket_run",
+            "train.micro_batch_size",
+            expected=f"a multiple of train.micro_batch_size={config.train.micro_batch_size}",
+            got=data.bucket_run,
+        )
+
+
+def _check_latents(config: Config) -> None:
+    data = config.data
+    if data.source != "latents":
+        return
+    if data.crop != "center":
+        _fail("data.crop", "data.source", expected="center for cached latents", got=data.crop)
+    if data.buckets:
+        expected = "none with data.source=latents, which have one size"
+        _fail("data.buckets", "data.source", expected=expected, got=list(data.buckets))
 
 
 def _check_tasks(config: Config) -> None:

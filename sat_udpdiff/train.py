@@ -11,15 +11,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_loaders.loader import batches
+from data_loaders.loader import Batches
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_checks import check_device, require
 from sat_udpdiff.config_io import parse_cli, save_config
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
-from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
-from sat_udpdiff.training.setup import build_engine, find_resume_point, restore_or_start
+from sat_udpdiff.training.setup import (
+    build_engine,
+    find_resume_point,
+    load_encoders,
+    restore_or_start,
+)
 from sat_udpdiff.training.validation import SampleVideos
 
 
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             sys.stdout.write(dry_run_report(config))
             return 0
-        require(config, "data.shards", "run.output")
+        data = "data.shards" if config.data.source == "video" else "data.latents"
+        require(config, data, "run.output")
         place = init_distributed()
         check_device(config, device=place.device.type)
         train(config, place=place)
@@ -51,8 +56,14 @@ def train(config: Config, *, place: Place) -> None:
     output = Path(config.run.output)
     resume_point = find_resume_point(config, place=place)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
-    data = batches(config, place_rank=place.rank, world_size=place.world_size, start=first)
-    encoders = Encoders.load(config, device=place.device)
+    data = Batches(
+        config,
+        place_rank=place.rank,
+        world_size=place.world_size,
+        start=first,
+        device=place.device,
+    )
+    encoders = load_encoders(config, device=place.device)
     engine = build_engine(config, place=place, resume_point=resume_point)
     state, ema = restore_or_start(engine, config=config, resume_point=resume_point)
     # A start that fails leaves nothing behind.
@@ -68,7 +79,9 @@ def train(config: Config, *, place: Place) -> None:
         state=state,
         ema=ema,
     )
-    run(trainer, data, sample=SampleVideos(config, encoders=encoders, place=place))
+    videos = SampleVideos(config, encoders=encoders, place=place) if encoders else None
+    with data:
+        run(trainer, data, sample=videos)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from data_loaders.loader import Batch
+from data_loaders.batches import AnyBatch
+from data_loaders.loader import Batches
 from sat_udpdiff.config import Config
 from sat_udpdiff.diffusion.loss import LossTerms, diffusion_loss
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
@@ -56,7 +57,8 @@ class Trainer:
     config: Config
     place: Place
     engine: TrainEngine
-    encoders: Encoders
+    encoders: Encoders | None
+    """None where cached latents take their place."""
     schedule: NoiseSchedule
     state: TrainState
     ema: EMA | None = None
@@ -83,7 +85,7 @@ class StepReport:
     """Of this rank's samples whose loss is not finite."""
 
 
-def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
+def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
     """One optimizer step over `train.accumulation_steps` micro-batches.
 
     The host waits for the device at one point, when the last backward is queued: whether every
@@ -121,7 +123,7 @@ def train_step(trainer: Trainer, batches: Iterator[Batch]) -> StepReport:
     )
 
 
-def _example(trainer: Trainer, batch: Batch) -> DiffusionExample:
+def _example(trainer: Trainer, batch: AnyBatch) -> DiffusionExample:
     return make_example(
         batch,
         encoders=trainer.encoders,
@@ -158,14 +160,19 @@ def _outcome(is_bad: bool, *, has_moved: bool, precision: str) -> Outcome:
 class TimedBatches:
     """Batches, and the seconds that their consumer waited for them."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._seconds = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def num_damaged(self) -> int:
+        """Clips that this rank could not use so far."""
+        return len(self._batches.damage.reasons)
+
+    def __iter__(self) -> Iterator[AnyBatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         start = time.perf_counter()
         batch = next(self._batches)
         self._seconds += time.perf_counter() - start
@@ -177,7 +184,7 @@ class TimedBatches:
         return seconds
 
 
-def run(trainer: Trainer, batches: Iterator[Batch], *, sample: Sampler | None = None) -> None:
+def run(trainer: Trainer, batches: Batches, *, sample: Sampler | None = None) -> None:
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
     SIGTERM and SIGUSR1 (a time limit, a preemption) save and return.
@@ -204,7 +211,7 @@ def run(trainer: Trainer, batches: Iterator[Batch], *, sample: Sampler | None = 
                 watch.add(data_wait_seconds=timed.take_seconds())
                 is_end = report.is_asked_to_stop or state.step == config.train.steps
                 if _is_due(state.step, config.log.every_steps) or state.step == config.train.steps:
-                    _write(trainer, report, meter=meter, watch=watch, log=log)
+                    _write(trainer, report, meter=meter, watch=watch, data=timed, log=log)
                 if is_end or _is_due(state.step, config.checkpoint.every_steps):
                     _save(trainer, meter)
                 if sample is not None and _is_due(state.step, config.validation.every_steps):
@@ -249,12 +256,26 @@ def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
         )
 
 
-def _write(
-    trainer: Trainer, report: StepReport, *, meter: Meter, watch: Stopwatch, log: RunLog
+def _write(  # noqa: PLR0913 - what a line of the log is made of
+    trainer: Trainer,
+    report: StepReport,
+    *,
+    meter: Meter,
+    watch: Stopwatch,
+    data: TimedBatches,
+    log: RunLog,
 ) -> None:
     """Log the means since the last logged step."""
     config, state, place = trainer.config, trainer.state, trainer.place
     peak = peak_flops(place.device, precision=config.train.precision)
+    times = watch.read(
+        global_batch=trainer.global_batch,
+        flops_per_sample=flops_per_sample(config),
+        peak_flops=peak * place.world_size if peak else None,
+    )
+    of_ranks = ranks.gather((times["data_wait_seconds"], data.num_damaged), place=place)
+    # All ranks stand still until the slowest has its data.
+    times["data_wait_seconds"] = max(wait for wait, _ in of_ranks)
     values = {
         "step": state.step,
         **meter.means(),
@@ -262,11 +283,8 @@ def _write(
         "samples_seen": state.samples_seen,
         "bad_steps": state.bad_steps,
         "overflow_steps": state.overflow_steps,
-        **watch.read(
-            global_batch=trainer.global_batch,
-            flops_per_sample=flops_per_sample(config),
-            peak_flops=peak * place.world_size if peak else None,
-        ),
+        "damaged_clips": sum(damaged for _, damaged in of_ranks),
+        **times,
     }
     log.write(values)
 

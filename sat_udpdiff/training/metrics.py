@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_udpdiff.config import TASKS, Config
+from sat_udpdiff.config import TASKS, Config, DataConfig
 from sat_udpdiff.config_io import to_values
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.distributed import Place
@@ -25,6 +25,8 @@ from sat_udpdiff.training.ranks import sum_over_ranks
 
 METRICS_FILE = "metrics.jsonl"
 _QUARTILES = 4
+_MOST_DATA_WAIT = 0.05
+"""Share of a step that may be spent waiting for data without a word."""
 _NAMES = (
     "loss",
     "loss_video",
@@ -149,6 +151,8 @@ class RunLog:
     def __init__(self, config: Config, *, place: Place, step: int) -> None:
         self._is_main = place.is_main
         self._run = None
+        self._config = config
+        self._is_waiting = False
         if not self._is_main:
             return
         output = Path(config.run.output)
@@ -178,6 +182,7 @@ class RunLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
         self._bar.set_postfix_str(_postfix(values), refresh=False)
+        self._tell_about_waiting(values)
         if self._run is not None:
             shown = {name: value for name, value in values.items() if value is not None}
             try:
@@ -186,12 +191,36 @@ class RunLog:
                 self._run = None
                 self.tell(f"wandb failed ({error}); {METRICS_FILE} goes on")
 
+    def _tell_about_waiting(self, values: dict[str, Any]) -> None:
+        """Say what to change, each time that the wait for data becomes too long."""
+        share = values["data_wait_seconds"] / values["step_seconds"]
+        was_waiting, self._is_waiting = self._is_waiting, share > _MOST_DATA_WAIT
+        if self._is_waiting and not was_waiting:
+            advice = data_advice(self._config.data, cores=os.cpu_count() or 1)
+            self.tell(
+                f"step {values['step']}: {share:.0%} of the time went by waiting for data: {advice}"
+            )
+
     def close(self) -> None:
         """End the progress bar and the wandb run."""
         if self._is_main:
             self._bar.close()
         if self._run is not None:
             self._run.finish()
+
+
+def data_advice(data: DataConfig, *, cores: int) -> str:
+    """What to change when training waits for data, the most useful first."""
+    if data.source == "latents":
+        return "the cache is read too slowly: put it on a faster disk, or raise data.prefetch"
+    ways = ["cache the latents (python -m data_loaders.latents, then data.source=latents)"]
+    if data.num_workers < cores:
+        ways.insert(0, f"raise data.num_workers={data.num_workers} ({cores} cores here)")
+    if data.decoder == "pyav":
+        ways.append(
+            "store clips in the size that is trained, or let a GPU decode (data.decoder=dali)"
+        )
+    return "; or ".join(ways)
 
 
 def cut_metrics(path: Path, *, step: int) -> None:

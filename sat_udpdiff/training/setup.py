@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+import torch
+
 from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_io import load_config, setting_types
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
+from sat_udpdiff.generation import Encoders
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.training import checkpoint
 from sat_udpdiff.training.ema import EMA
@@ -71,6 +74,17 @@ def _check_fixed(changes: Mapping[str, tuple[object, object]], *, folder: Path) 
 
 def _is_among(key: str, heads: Sequence[str]) -> bool:
     return any(key == head or key.startswith(f"{head}.") for head in heads)
+
+
+def load_encoders(config: Config, *, device: torch.device) -> Encoders | None:
+    """The frozen networks; None where latents are cached and no sample videos are asked for.
+
+    Raises:
+        ValueError: Weights are missing; names the key and where they are to be had.
+    """
+    if config.data.source == "latents" and not config.validation.every_steps:
+        return None
+    return Encoders.load(config, device=device)
 
 
 def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | None) -> TrainEngine:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from data_loaders.loader import batches
+from data_loaders.loader import Batches
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import init_distributed
@@ -50,7 +50,7 @@ def make_trainer(small_world, place, encoders, tmp_path):
 
 
 def data(trainer: Trainer):
-    return batches(trainer.config, start=trainer.state.samples_seen)
+    return Batches(trainer.config, start=trainer.state.samples_seen)
 
 
 def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""A process that does one kind of work for another one: the far end of `worker_pool`.
+"""A process that does one kind of work for another one: the far end of `reader_pool`.
 
-    python -m data_loaders.worker FILE_DESCRIPTOR
+    python -m data_loaders.reader_process FILE_DESCRIPTOR
 
 A program of its own rather than a fork or a spawn of multiprocessing: those would copy the locks of
 training's threads, or import the training program with all that it needs.

@@ -25,7 +25,7 @@ _MOST_FAILED_STARTS = 3
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-class LostWorkerError(RuntimeError):
+class LostReaderError(RuntimeError):
     """A process ended, or was ended, before it answered; says how and when."""
 
 
@@ -45,7 +45,7 @@ class _Worker:
     """Clock time at which the task was sent."""
 
 
-class WorkerPool:
+class ReaderPool:
     """Runs `work(task)` for each task on one of several processes.
 
     Args:
@@ -72,7 +72,7 @@ class WorkerPool:
     def submit(self, task: Any) -> "Future[Any]":
         """Queue a task.
 
-        Its future gives the result; what `work` raised; or LostWorkerError.
+        Its future gives the result; what `work` raised; or LostReaderError.
         """
         entry = _Task(content=task)
         with self._lock:
@@ -107,7 +107,7 @@ class WorkerPool:
             for worker in self._workers:
                 self._end(worker)
                 if worker.task:
-                    worker.task.future.set_exception(LostWorkerError("the pool was closed"))
+                    worker.task.future.set_exception(LostReaderError("the pool was closed"))
             with self._lock:
                 self._is_closed = True
                 for task in self._tasks:
@@ -131,7 +131,7 @@ class WorkerPool:
         ours, theirs = Pipe()
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "data_loaders.worker", str(theirs.fileno())],
+            [sys.executable, "-m", "data_loaders.reader_process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             # One thread each: the processes are what runs in parallel.
@@ -197,7 +197,7 @@ class WorkerPool:
         if not worker.is_ready:
             self._failed_starts += 1
         if worker.task:
-            worker.task.future.set_exception(LostWorkerError(reason))
+            worker.task.future.set_exception(LostReaderError(reason))
 
     def _end(self, worker: _Worker) -> None:
         worker.process.kill()
