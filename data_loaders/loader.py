@@ -81,7 +81,7 @@ def color_dense(
         epoch: Seeds the colours with `config.seed` and the clip's key.
         config: Size and colormaps.
     """
-    size = {"height": config.data.height, "width": config.data.width}
+    size: dict[str, Any] = {"height": config.data.height, "width": config.data.width}
     labels = stored.labels(_LABEL_OF_TASK[task], indices=indices)
     if task == "depth":
         disparity = fit_depth(labels, **size).astype(np.float32) / np.float32(65535)
