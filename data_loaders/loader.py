@@ -59,9 +59,31 @@ class _Inline:
 class _Threads:
     """Makes examples in threads: for reading alone, which needs no process."""
 
-    def __init__(self, make: Callable[[ExampleTask], Any], *, num_workers: int) -> None:
-        self._make = make
-        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="data")
+    Args:
+        stored: Clip.
+        task: Which map.
+        indices: Frames.
+        epoch: Seeds the colours with `config.seed` and the clip's key.
+        config: Size and colormaps.
+    """
+    size: dict[str, Any] = {"height": config.data.height, "width": config.data.width}
+    labels = stored.labels(_LABEL_OF_TASK[task], indices=indices)
+    if task == "depth":
+        disparity = fit_depth(labels, **size).astype(np.float32) / np.float32(65535)
+        return depth_colormap.encode(disparity)
+    ids = _consecutive(fit_ids(labels, **size))
+    if config.colormap.segmentation == "location_aware":
+        return location_aware.encode(ids, grid=config.colormap.location_grid)
+    generator = color_generator(seed=config.seed, epoch=epoch, key=stored.key)
+    count, distance = int(ids.max()), config.colormap.min_distance
+    try:
+        colors = pixelplanes.draw_colors(count, generator=generator, min_distance=distance)
+    except ValueError:
+        raise DataError(
+            f"sample {stored.key!r}: its {count} entities have no colours so far apart as "
+            f"colormap.min_distance={distance:g}; lower it"
+        ) from None
+    return pixelplanes.encode(ids, colors=colors)
 
     def submit(self, task: ExampleTask) -> "Future[Any]":
         return self._threads.submit(self._make, task)

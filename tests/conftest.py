@@ -62,6 +62,12 @@ class SmallWorld:
         return [TRAIN, "--base", str(self.base), f"run.output={run}", *overrides]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     from diffusers import AutoencoderKLCogVideoX

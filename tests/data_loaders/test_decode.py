@@ -1,4 +1,5 @@
 import io
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from data_loaders.decode import (
     frame_to_rgb,
     video_facts,
 )
+from data_loaders.order import frame_indices
 from data_loaders.schema import DataError
 from data_loaders.source_video import pick_by_time, read_at_rate
 
@@ -125,6 +127,75 @@ def test_a_file_is_read_at_the_rate_asked_for(tmp_path):
     assert video.source_indices == (0, 4, 7, 11, 15, 19, 22, 26)
     assert video.rgb[:, 0, 0, 0].tolist() == [values[i] for i in video.source_indices]
     assert video.source_fps == pytest.approx(30000 / 1001, rel=1e-4)
+
+
+def timed_file(path, times, *, unit):
+    """A lossless H.264 file whose frame k is a gray of level 4 k, shown at times[k] units."""
+    with av.open(str(path), "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=30, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = unit
+        for k, time in enumerate(times):
+            array = np.full((32, 48, 3), 4 * k, np.uint8)
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = time, unit
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def levels_of(video):
+    """The frame numbers that the pixels of a `timed_file` show."""
+    return np.rint(video.rgb.mean(axis=(1, 2, 3)) / 4).astype(int).tolist()
+
+
+def nearest_frames(seconds, *, fps, last):
+    """By definition: for each k / fps the frame with the nearest time, the later one of two."""
+    picked = []
+    for k in range(1000):
+        target = k / Fraction(fps)
+        if target >= seconds[-1] + last / 2:
+            return picked
+        picked.append(min(range(len(seconds)), key=lambda i: (abs(seconds[i] - target), -i)))
+    raise AssertionError("a video without an end")
+
+
+@pytest.mark.parametrize("rate", [(30, 1), (24000, 1001), (30000, 1001), (8, 1), (50, 1)])
+@pytest.mark.parametrize("start", [0, 7])
+def test_files_of_constant_rate_are_picked_exactly(tmp_path, rate, start):
+    unit = Fraction(rate[1], rate[0])
+    timed_file(tmp_path / "a.mp4", [start + k for k in range(61)], unit=unit)
+    video = read_at_rate(tmp_path / "a.mp4", fps=8.0, num_frames=99, prepare=lambda f: f)
+    expected = nearest_frames([k * unit for k in range(61)], fps=8, last=unit)
+    assert list(video.source_indices) == expected
+    assert levels_of(video) == expected
+    # What the loader would pick from the same frames by their rate alone.
+    loader = frame_indices(
+        num_frames=len(expected), fps=8.0, source_frames=61, source_fps=float(1 / unit)
+    )
+    assert loader == expected
+
+
+def test_a_file_of_variable_rate_is_picked_exactly(tmp_path):
+    # 30 per second, then 10, then 60, a pause, and single steps that make halves of 1 / 8.
+    steps = [20] * 10 + [60] * 6 + [10] * 12 + [300] + [75, 75, 150, 20, 20]
+    times = np.cumsum([40, *steps]).tolist()
+    timed_file(tmp_path / "a.mp4", times, unit=Fraction(1, 600))
+    video = read_at_rate(tmp_path / "a.mp4", fps=8.0, num_frames=99, prepare=lambda f: f)
+    seconds = [Fraction(time - times[0], 600) for time in times]
+    assert len(set(steps)) > 5
+    whole = nearest_frames(seconds, fps=8, last=Fraction(0))
+    picked = list(video.source_indices)
+    assert picked[: len(whole)] == whole
+    # How long the last frame lasts the file does not say: one mean frame is taken.
+    assert set(picked[len(whole) :]) <= {len(times) - 1}
+    assert levels_of(video) == picked
+
+
+def test_halves_go_to_the_later_frame():
+    # 0.25 s lies halfway between frames 7 and 8 of 30 per second, exactly in fractions alone.
+    timed = ((Fraction(k, 30), k) for k in range(61))
+    picked = list(pick_by_time(timed, fps=8.0, num_frames=17, last_duration=Fraction(1, 30)))
+    assert picked[2::4] == [8, 23, 38, 53]
 
 
 def test_a_rotated_video_is_turned_as_players_do(tmp_path):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
-from data_loaders.loader import Batches
+from data_loaders.loader import batches
 from data_loaders.order import color_generator, draws
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, StoredSample, write_shards
@@ -227,68 +226,6 @@ def test_other_rates_are_picked_by_time_for_rgb_and_labels_alike(tmp_path, noise
     dense = ((batch.dense[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     disparity = sample.depth[expected].astype(np.float32) / np.float32(65535)
     np.testing.assert_array_equal(dense, depth_colormap.encode(disparity))
-
-
-def disc_clip(height, width):
-    """A disc as a mask (1, h, w), a little up and left of the middle."""
-    y, x = np.mgrid[:height, :width]
-    radius = 0.2 * min(height, width)
-    # + 0.5: positions of pixel centres.
-    inside = np.hypot(y + 0.5 - 0.45 * height, x + 0.5 - 0.45 * width) < radius
-    return inside[None]
-
-
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [((96, 144), (64, 96)), ((40, 60), (64, 96)), ((90, 200), (64, 96)), ((200, 100), (64, 96))],
-)
-def test_rgb_ids_and_depth_keep_one_geometry(source, target):
-    inside = disc_clip(*source)
-    size = {"height": target[0], "width": target[1]}
-    rgb = fit_rgb(np.repeat(inside[..., None] * np.uint8(255), 3, axis=-1), **size)
-    ids = fit_ids(inside.astype(np.uint16) * 300, **size)
-    depth = fit_depth(inside.astype(np.uint16) * 60000, **size)
-    assert rgb.shape == (1, *target, 3) and ids.shape == depth.shape == (1, *target)
-    assert set(np.unique(ids)) == {0, 300}
-    masks = [rgb[..., 0] > 127, ids > 0, depth > 30000]
-    centres = [np.argwhere(mask[0]).mean(axis=0) for mask in masks]
-    for mask, centre in zip(masks[1:], centres[1:], strict=True):
-        iou = (mask & masks[0]).sum() / (mask | masks[0]).sum()
-        assert iou > 0.95
-        # A nearest filter that samples at pixel corners would shift the ids by half a pixel.
-        assert np.abs(centre - centres[0]).max() < 0.15
-
-
-def test_the_crop_is_centred_and_keeps_the_aspect():
-    inside = disc_clip(90, 200)  # wider than 3:2: the sides go
-    ids = fit_ids(inside.astype(np.uint16), height=60, width=90)
-    rows, columns = np.argwhere(ids[0]).T
-    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-    assert abs(height - width) <= 1
-    # The disc is at x = 90 of 200; 32.5 are cut off at the left; scale 2/3.
-    assert columns.mean() == pytest.approx((90 - 32.5) * 2 / 3 - 0.5, abs=0.6)
-    assert rows.mean() == pytest.approx(0.45 * 60 - 0.5, abs=0.6)
-
-
-def test_shrinking_averages():
-    stripes = np.zeros((1, 64, 96, 3), np.uint8)
-    stripes[:, ::2] = 200
-    small = fit_rgb(stripes, height=32, width=48)
-    assert np.abs(small.astype(int) - 100).max() <= 1
-
-
-def test_what_is_cropped_and_then_enlarged_is_smooth():
-    # A portrait: of its 64 rows the crop keeps 16, which become 32.
-    ramp = np.linspace(0, 200, 24, dtype=np.uint8)
-    rgb = np.broadcast_to(ramp[None, None, :, None], (1, 64, 24, 3))
-    wide = fit_rgb(np.ascontiguousarray(rgb), height=32, width=48)
-    steps = np.diff(wide[0, 16, 4:-4, 0].astype(int))
-    assert (steps > 0).all(), "repeated pixels"
-
-
-def test_a_clip_of_the_right_size_is_not_touched(noise_sample):
-    rgb = noise_sample(0).rgb
-    assert fit_rgb(rgb, height=16, width=24) is rgb
 
 
 def damage(folder, key, member="mkv"):
