@@ -9,6 +9,18 @@ _log = logging.getLogger(__name__)
 _MOST_NAMED = 10
 
 
+class DamagedClipsError(DataError):
+    """Clips that cannot be used, the others of the batch being well.
+
+    Args:
+        reasons: Key -> why, in one line.
+    """
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        self.reasons = reasons
+        super().__init__("; ".join(f"sample {key!r}: {why}" for key, why in reasons.items()))
+
+
 @dataclass(kw_only=True)
 class DamageCount:
     """What one rank has met so far."""

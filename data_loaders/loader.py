@@ -13,14 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from data_loaders.batches import AnyBatch, ClipJoiner, Joiner
-from data_loaders.damage import DamageCount
+from data_loaders.damage import DamageCount, DamagedClipsError
 from data_loaders.examples import ExampleMaker, ExampleSource, ExampleTask, place_of
 from data_loaders.order import size_at
 from data_loaders.reader_pool import LostReaderError, ReaderPool
@@ -59,31 +59,9 @@ class _Inline:
 class _Threads:
     """Makes examples in threads: for reading alone, which needs no process."""
 
-    Args:
-        stored: Clip.
-        task: Which map.
-        indices: Frames.
-        epoch: Seeds the colours with `config.seed` and the clip's key.
-        config: Size and colormaps.
-    """
-    size: dict[str, Any] = {"height": config.data.height, "width": config.data.width}
-    labels = stored.labels(_LABEL_OF_TASK[task], indices=indices)
-    if task == "depth":
-        disparity = fit_depth(labels, **size).astype(np.float32) / np.float32(65535)
-        return depth_colormap.encode(disparity)
-    ids = _consecutive(fit_ids(labels, **size))
-    if config.colormap.segmentation == "location_aware":
-        return location_aware.encode(ids, grid=config.colormap.location_grid)
-    generator = color_generator(seed=config.seed, epoch=epoch, key=stored.key)
-    count, distance = int(ids.max()), config.colormap.min_distance
-    try:
-        colors = pixelplanes.draw_colors(count, generator=generator, min_distance=distance)
-    except ValueError:
-        raise DataError(
-            f"sample {stored.key!r}: its {count} entities have no colours so far apart as "
-            f"colormap.min_distance={distance:g}; lower it"
-        ) from None
-    return pixelplanes.encode(ids, colors=colors)
+    def __init__(self, make: Callable[[ExampleTask], Any], *, num_workers: int) -> None:
+        self._make = make
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="data")
 
     def submit(self, task: ExampleTask) -> "Future[Any]":
         return self._threads.submit(self._make, task)
@@ -169,7 +147,7 @@ class Batches(Iterator[AnyBatch]):
             raise ValueError("the batches were closed")
         if self._config.data.num_workers == 0:
             self._pool = self._pool or _Inline(self._source)
-            return self._joiner.finish(self._joiner.join(self._next_examples()))
+            return self._joiner.finish(self._next_joined())
         if self._thread is None:
             self._thread = threading.Thread(target=self._run_ahead, name="data-join", daemon=True)
             self._thread.start()
@@ -194,7 +172,7 @@ class Batches(Iterator[AnyBatch]):
         while not self._is_closed.is_set():
             try:
                 self._pool = self._pool or _start_pool(self._source, config=self._config)
-                joined = self._joiner.join(self._next_examples())
+                joined = self._next_joined()
             except BaseException as error:
                 joined = _Failure(error=error)
             while not self._is_closed.is_set():
@@ -206,8 +184,8 @@ class Batches(Iterator[AnyBatch]):
             if isinstance(joined, _Failure):
                 return
 
-    def _next_examples(self) -> list[Any]:
-        """The examples of the next micro-batch, with those after it on their way."""
+    def _next_joined(self) -> object:
+        """The next micro-batch, with the examples of those after it on their way."""
         data = self._config.data
         ahead = -(-data.num_workers * data.prefetch // self._config.train.micro_batch_size)
         while len(self._waiting) <= ahead:
@@ -215,27 +193,40 @@ class Batches(Iterator[AnyBatch]):
             size = size_at(numbers[0], seed=self._config.seed, data=data)
             tasks = (ExampleTask(number=n, attempt=0, size=size) for n in numbers)
             self._waiting.append([self._submit(task) for task in tasks])
-        return [self._settle(pending) for pending in self._waiting.popleft()]
+        examples = [self._settle(pending) for pending in self._waiting.popleft()]
+        while True:
+            try:
+                return self._joiner.join([example for _, example in examples])
+            except DamagedClipsError as error:
+                examples = [
+                    self._settle(self._replace(task, reason=error.reasons[example.facts.key]))
+                    if example.facts.key in error.reasons
+                    else (task, example)
+                    for task, example in examples
+                ]
 
     def _submit(self, task: ExampleTask) -> "_Pending":
         assert self._pool is not None
         return _Pending(task=task, future=self._pool.submit(task))
 
-    def _settle(self, pending: "_Pending") -> Any:
+    def _settle(self, pending: "_Pending") -> tuple[ExampleTask, Any]:
         """The example, or that of the next clip of the data set which is whole."""
-        for attempt in range(1, _MOST_REPLACEMENTS + 1):
+        while True:
             try:
-                return pending.future.result()
+                return pending.task, pending.future.result()
             except (DataError, LostReaderError) as error:
-                place = place_of(pending.task, order=self._source.order)
-                self.damage.note(self._source.key(place.index), str(error))
-            task = pending.task
-            again = ExampleTask(number=task.number, attempt=attempt, size=task.size)
-            pending = self._submit(again)
-        raise DataError(
-            f"{self.damage.source}: {_MOST_REPLACEMENTS} clips in a row are damaged: "
-            f"{self.damage.report()}"
-        )
+                pending = self._replace(pending.task, reason=str(error))
+
+    def _replace(self, task: ExampleTask, *, reason: str) -> "_Pending":
+        """Count the clip of a task as damaged and ask for the one after it."""
+        place = place_of(task, order=self._source.order)
+        self.damage.note(self._source.key(place.index), reason)
+        if task.attempt == _MOST_REPLACEMENTS:
+            raise DataError(
+                f"{self.damage.source}: {_MOST_REPLACEMENTS + 1} clips in a row are damaged: "
+                f"{self.damage.report()}"
+            )
+        return self._submit(replace(task, attempt=task.attempt + 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,9 +242,23 @@ class _Failure:
 
 def _open(config: Config, *, device: torch.device) -> tuple[ExampleSource, Joiner]:
     """What makes examples of the configured data, and what joins them."""
+    if config.data.source == "latents":
+        # Here, as in the other branches, what is not configured is not loaded.
+        from data_loaders.latent_cache import LatentJoiner, LatentSource
+
+        joiner = LatentJoiner(device, scale_factor=config.codec.scale_factor)
+        return LatentSource(config), joiner
+    if config.data.decoder == "dali":
+        from data_loaders.dali_examples import DaliJoiner
+        from data_loaders.raw_examples import RawExampleMaker
+
+        kind = "gpu" if device.type == "cuda" else "cpu"
+        return RawExampleMaker(config, kind), DaliJoiner(config, device=device)
     return ExampleMaker(config), ClipJoiner(device)
 
 
 def _start_pool(source: ExampleSource, *, config: Config) -> _Pool:
     data = config.data
+    if data.source == "latents":
+        return _Threads(source, num_workers=data.num_workers)
     return ReaderPool(source, num_workers=data.num_workers, deadline_seconds=data.decode_seconds)

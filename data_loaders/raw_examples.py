@@ -1,0 +1,88 @@
+"""What data processes do where DALI does the rest: read, check, decode what DALI cannot.
+
+Without torch and without DALI, which would take half a gigabyte in every process.
+"""
+
+from dataclasses import dataclass
+
+from data_loaders.decode import decode_rgb
+from data_loaders.examples import (
+    LABEL_OF_TASK,
+    ExampleFacts,
+    ExampleMaker,
+    ExampleTask,
+    clip_indices,
+    make_facts,
+    place_of,
+)
+from data_loaders.geometry import crop_box
+from data_loaders.order import ClipSize, colors_epoch, draws
+from data_loaders.probe import probe
+from data_loaders.raw_clip import Device, RawClip, can_decode
+from sat_udpdiff.config import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawExample:
+    """One sample of a batch, before DALI."""
+
+    facts: ExampleFacts
+    clip: RawClip
+    size: ClipSize
+    """Wanted."""
+    coloring: int
+    """Number of the colouring of the ids, of `colors_epoch`."""
+
+
+class RawExampleMaker(ExampleMaker):
+    """Makes examples for DALI.
+
+    Args:
+        config: Data and colormaps.
+        device: Where DALI decodes.
+    """
+
+    def __init__(self, config: Config, device: Device) -> None:
+        super().__init__(config)
+        self._device: Device = device
+
+    def __reduce__(self) -> tuple[type, tuple[Config, Device]]:  # type: ignore[override]
+        """Each process opens the shards itself."""
+        return type(self), (self.config, self._device)
+
+    def __call__(self, task: ExampleTask) -> RawExample:  # type: ignore[override]
+        """The example of a task; see `ExampleSource`."""
+        place = place_of(task, order=self.order)
+        stored = self.index.sample(place.index)
+        record = stored.record()
+        drawn = draws(task.number, seed=self.config.seed, data=self.config.data)
+        facts = make_facts(
+            task.number, epoch=place.epoch, record=record, drawn=drawn, config=self.config
+        )
+        indices = clip_indices(record, size=task.size, fps=self.config.data.fps)
+        name, content = stored.rgb_file()
+        # One damaged clip ends a whole batch in DALI, so it is looked for before.
+        header = probe(
+            content,
+            name=name,
+            record_frames=record["frames"],
+            record_fps=record["fps"],
+            height=record["height"],
+            width=record["width"],
+        )
+        is_dalis = can_decode(header, device=self._device)
+        label = LABEL_OF_TASK[facts.task] if self.config.model.dense_groups else None
+        clip = RawClip(
+            key=facts.key,
+            rgb=content if is_dalis else decode_rgb(content, name=name, indices=indices),
+            indices=tuple(indices),
+            labels=None if label is None else stored.labels(label, indices=indices),
+            label_kind=label,
+            box=crop_box(
+                source=(record["height"], record["width"]),
+                target=(task.size.height, task.size.width),
+                anchor=drawn.crop_anchor,
+            ),
+        )
+        number = colors_epoch(place.epoch, recolourings=self.config.data.recolourings)
+        return RawExample(facts=facts, clip=clip, size=task.size, coloring=number)
