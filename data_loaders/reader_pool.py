@@ -29,6 +29,10 @@ class LostReaderError(RuntimeError):
     """A process ended, or was ended, before it answered; says how and when."""
 
 
+class ClosedPoolError(RuntimeError):
+    """The pool was closed before the task had a result."""
+
+
 @dataclass(kw_only=True)
 class _Task:
     content: Any
@@ -77,7 +81,7 @@ class ReaderPool:
         entry = _Task(content=task)
         with self._lock:
             if self._is_closed:
-                raise RuntimeError("the pool is closed")
+                raise ClosedPoolError("the pool is closed")
             self._tasks.append(entry)
             self._waker.send_bytes(b"+")
         return entry.future
@@ -107,7 +111,7 @@ class ReaderPool:
             for worker in self._workers:
                 self._end(worker)
                 if worker.task:
-                    worker.task.future.set_exception(LostReaderError("the pool was closed"))
+                    worker.task.future.set_exception(ClosedPoolError("the pool was closed"))
             with self._lock:
                 self._is_closed = True
                 for task in self._tasks:

@@ -102,16 +102,20 @@ class StoredSample:
         except ValueError as error:
             raise DataError(f"{self._name('json')}: expected JSON: {error}") from error
 
-    def rgb(self, *, indices: Sequence[int] | None = None) -> UInt8[np.ndarray, "t h w 3"]:
-        """Frames 0..255; `indices` None = all."""
+    def rgb_file(self) -> tuple[str, bytes]:
+        """Name, for messages, and content of the video file."""
         for member in RGB_MEMBERS:
             if member in self.members:
-                content = self.read_bytes(member)
-                return decode_rgb(content, name=self._name(member), indices=indices)
+                return self._name(member), self.read_bytes(member)
         raise DataError(
             f"shard {self.path.name}, sample {self.key!r}: expected a video "
             f"({', '.join(RGB_MEMBERS)}), found {', '.join(self.members)}"
         )
+
+    def rgb(self, *, indices: Sequence[int] | None = None) -> UInt8[np.ndarray, "t h w 3"]:
+        """Frames 0..255; `indices` None = all."""
+        name, content = self.rgb_file()
+        return decode_rgb(content, name=name, indices=indices)
 
     def labels(
         self, name: str, *, indices: Sequence[int] | None = None

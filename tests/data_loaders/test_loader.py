@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_loaders.loader import Batches
 from data_loaders.order import color_generator, draws
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, StoredSample, write_shards

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from data_loaders.reader_pool import LostReaderError, ReaderPool
+from data_loaders.reader_pool import ClosedPoolError, LostReaderError, ReaderPool
 from data_loaders.schema import DataError
 
 
@@ -85,10 +85,10 @@ def test_closing_ends_processes_that_hang(pool):
     for process in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
-    with pytest.raises(LostReaderError, match="the pool was closed"):
+    with pytest.raises(ClosedPoolError, match="the pool was closed"):
         hanging.result(timeout=0)
     assert waiting[-1].cancelled()
-    with pytest.raises(RuntimeError, match="the pool is closed"):
+    with pytest.raises(ClosedPoolError, match="the pool is closed"):
         pool.submit(("square", 1))
 
 
