@@ -8,6 +8,7 @@ Clips are decoded in processes of their own, so that nothing in a video file can
 training process; a thread joins them to batches, ahead of the consumer.
 """
 
+import logging
 import queue
 import threading
 from collections import deque
@@ -26,6 +27,8 @@ from data_loaders.order import size_at
 from data_loaders.reader_pool import LostReaderError, ReaderPool
 from data_loaders.schema import DataError
 from sat_udpdiff.config import Config
+
+_log = logging.getLogger(__name__)
 
 _MOST_REPLACEMENTS = 16
 """Clips tried in place of a damaged one before the run stops."""
@@ -157,6 +160,10 @@ class Batches(Iterator[AnyBatch]):
             raise joined.error
         return self._joiner.finish(joined)
 
+    def process_ids(self) -> list[int]:
+        """Of the processes that decode."""
+        return self._pool.process_ids() if isinstance(self._pool, ReaderPool) else []
+
     def close(self) -> None:
         """End what runs in the background, whatever it does."""
         self._is_closed.set()
@@ -214,8 +221,18 @@ class Batches(Iterator[AnyBatch]):
         while True:
             try:
                 return pending.task, pending.future.result()
-            except (DataError, LostReaderError) as error:
+            except LostReaderError as error:
+                pending = self._retry_once(pending, reason=str(error))
+            except DataError as error:
                 pending = self._replace(pending.task, reason=str(error))
+
+    def _retry_once(self, pending: "_Pending", *, reason: str) -> "_Pending":
+        """Ask again: a process may also be ended from outside, and a disk may stall."""
+        if pending.is_second_try:
+            return self._replace(pending.task, reason=f"reading it failed twice: {reason}")
+        place = place_of(pending.task, order=self._source.order)
+        _log.warning("clip %s: %s; trying again", self._source.key(place.index), reason)
+        return replace(self._submit(pending.task), is_second_try=True)
 
     def _replace(self, task: ExampleTask, *, reason: str) -> "_Pending":
         """Count the clip of a task as damaged and ask for the one after it."""
@@ -233,6 +250,7 @@ class Batches(Iterator[AnyBatch]):
 class _Pending:
     task: ExampleTask
     future: "Future[Any]"
+    is_second_try: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

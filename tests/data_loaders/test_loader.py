@@ -1,4 +1,7 @@
 import logging
+import os
+import pathlib
+import signal
 import threading
 from dataclasses import replace
 from itertools import islice
@@ -297,3 +300,96 @@ def test_gaps_in_the_ids_draw_no_colours(tmp_path, noise_sample):
     (batch,) = take(make_config(tmp_path, tasks=("segmentation",), task_weights=(1.0,)), 1)
     colors = batch.dense.permute(0, 1, 3, 4, 2).reshape(-1, 3).unique(dim=0)
     assert len(colors) == 2
+
+
+def threaded(config, **data):
+    return replace(config, data=replace(config.data, num_workers=2, prefetch=2, **data))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_changes_nothing(config, caplog, number):
+    whole = [describe(batch) for batch in take(config, 3 * NUM_CLIPS)]
+    with Batches(threaded(config, decode_seconds=0.5)) as stream:
+        found = [describe(next(stream)) for _ in range(3)]
+        for process in stream.process_ids():
+            os.kill(process, number)
+        found += [describe(next(stream)) for _ in range(3 * NUM_CLIPS - 3)]
+        assert not stream.damage.reasons
+    assert found == whole
+    expected = "signal SIGKILL" if number == signal.SIGKILL else "did not end within 0.5 seconds"
+    assert not caplog.text or expected in caplog.text
+
+
+def hang_on(config, key):
+    """Put something in place of a clip's shard on which every read waits for ever."""
+    index = ShardIndex.open(config.data.shards)
+    path = next(s.path for i in range(len(index)) if (s := index.sample(i)).key == key)
+    path.rename(path.with_suffix(".whole"))
+    os.mkfifo(path)
+
+
+def test_clips_on_which_reading_hangs_are_counted_and_named(config, caplog):
+    with Batches(threaded(config, decode_seconds=0.5, max_bad_share=0.2)) as stream:
+        next(stream)
+        hang_on(config, "clip-0006")  # the last clip, alone in its shard
+        found = [describe(next(stream)) for _ in range(NUM_CLIPS + 6)]
+        assert list(stream.damage.reasons) == ["clip-0006"]
+    assert "clip-0006" not in [row[1] for batch in found[6:] for row in batch]
+    reason = "reading it failed twice: did not end within 0.5 seconds and was stopped"
+    assert f"skipped damaged clip clip-0006: {reason}" in caplog.text
+
+
+def test_a_shard_that_vanishes_stops_the_run_by_name(config):
+    with Batches(threaded(config, max_bad_share=0.3)) as stream:
+        next(stream)
+        (pathlib.Path(config.data.shards) / "shard-000000.tar").unlink()
+        with pytest.raises(DataError, match=r"3 of 7 clips are damaged .*shard-000000\.tar"):
+            for _ in range(2 * NUM_CLIPS):
+                next(stream)
+
+
+def test_processes_end_with_the_stream(config):
+    with Batches(threaded(config)) as stream:
+        next(stream)
+        processes = stream.process_ids()
+        assert len(processes) == 2
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+    with pytest.raises(ValueError, match="the batches were closed"):
+        next(stream)
+
+
+def test_random_crops_follow_the_sample_number(config):
+    config = replace(config, data=replace(config.data, crop="random", height=8, width=24))
+    whole = [describe(batch) for batch in take(config, 5)]
+    assert [describe(batch) for batch in take(threaded(config), 5)] == whole
+    centred = replace(config, data=replace(config.data, crop="center"))
+    assert [describe(batch) for batch in take(centred, 5)] != whole
+
+
+def test_recolourings_come_back_in_turn(config):
+    config = replace(
+        config,
+        data=replace(config.data, tasks=("segmentation",), task_weights=(1.0,), recolourings=2),
+    )
+    by_key = {}
+    for batch in take(config, 4 * NUM_CLIPS):
+        by_key.setdefault(batch.keys[0], []).append(batch.dense)
+    for maps in by_key.values():
+        assert torch.equal(maps[0], maps[2]) and torch.equal(maps[1], maps[3])
+        assert not torch.equal(maps[0], maps[1])
+
+
+def test_every_batch_is_of_one_bucket(config):
+    data = {"buckets": ("5x16x24", "1x8x16"), "bucket_weights": (0.5, 0.5), "bucket_run": 2}
+    config = with_batch(replace(config, data=replace(config.data, **data)), 2)
+    found = take(config, 20)
+    shapes = [tuple(batch.rgb.shape) for batch in found]
+    assert set(shapes) == {(2, 5, 3, 16, 24), (2, 1, 3, 8, 16)}
+    assert all(batch.rgb.shape == batch.dense.shape for batch in found)
+    late = take(threaded(config), 4, start=12)
+    assert [describe(batch) for batch in late] == [describe(batch) for batch in found[6:10]]
+    ranks = [take(with_batch(config, 1), 20, place_rank=rank, world_size=2) for rank in (0, 1)]
+    joined = [row for step in zip(*ranks, strict=True) for batch in step for row in describe(batch)]
+    assert joined == [row for batch in found for row in describe(batch)]
