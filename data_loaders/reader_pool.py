@@ -29,6 +29,10 @@ class LostReaderError(RuntimeError):
     """A process ended, or was ended, before it answered; says how and when."""
 
 
+class ReaderStartError(OSError):
+    """Processes end before they can be asked anything."""
+
+
 class ClosedPoolError(RuntimeError):
     """The pool was closed before the task had a result."""
 
@@ -124,7 +128,7 @@ class ReaderPool:
             return False
         while self._tasks:
             self._tasks.popleft().future.set_exception(
-                RuntimeError(
+                ReaderStartError(
                     f"{_MOST_FAILED_STARTS} data processes in a row ended while they started; "
                     "what they wrote stands above, and data.num_workers=0 decodes without them"
                 )

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from data_loaders.latent_cache import KIND
+from data_loaders.shard_format import CLIPS
 from data_loaders.shards import ShardIndex
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import dump_config, notes
@@ -194,7 +196,13 @@ def _activation_bytes(config: Config, *, sizes: Sizes) -> float:
     return kept + (block * (1 + _RECOMPUTED_BLOCK_GRADIENTS) if recomputed else 0)
 
 
+def _needs_encoders(config: Config) -> bool:
+    return config.data.source == "video" or config.validation.every_steps > 0
+
+
 def _encoder_bytes(config: Config) -> float:
+    if not _needs_encoders(config):
+        return 0.0
     text, codec = _local_parameters(_text_folder(config)), _local_parameters(_codec_folder(config))
     return float(
         (text or _T5_XXL_PARAMETERS) * _BYTES[config.text.dtype]
@@ -205,6 +213,8 @@ def _encoder_bytes(config: Config) -> float:
 def _encoding_bytes(config: Config) -> float:
     """Clips and their maps are encoded one after another, or together without slicing."""
     data = config.data
+    if data.source == "latents":
+        return 0.0
     views = 2 if config.model.dense_groups else 1
     together = 1 if config.codec.slicing else views * config.train.micro_batch_size
     description = _codec_folder(config) / "config.json"
@@ -242,10 +252,11 @@ def _local_parameters(folder: Path) -> int:
 
 
 def _count_samples(config: Config) -> int | None:
-    folder = Path(config.data.shards)
-    if not config.data.shards or not folder.is_dir():
+    is_cached = config.data.source == "latents"
+    name = config.data.latents if is_cached else config.data.shards
+    if not name or not Path(name).is_dir():
         return None
-    return len(ShardIndex.open(folder))
+    return len(ShardIndex.open(Path(name), kind=KIND if is_cached else CLIPS))
 
 
 def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:
@@ -274,7 +285,8 @@ def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:
 
 def _format_samples(config: Config, *, sizes: Sizes, batch: int) -> str:
     if sizes.samples is None:
-        return f"unknown, no shards at {config.data.shards}" if config.data.shards else "unknown"
+        name = config.data.latents if config.data.source == "latents" else config.data.shards
+        return f"unknown, nothing at {name}" if name else "unknown"
     epochs = batch * config.train.steps / max(sizes.samples, 1)
     return f"{sizes.samples:,}; the run takes {epochs:.2f} epochs"
 

@@ -134,6 +134,8 @@ class VideoCodec:
         num_frames, _, height, width = rgb.shape[1:]
         self.latent_size(num_frames=num_frames, height=height, width=width)
         x = rearrange(rgb, "b t c h w -> b c t h w").to(device=self.device, dtype=self.dtype)
+        # The order in memory chooses the kernels and so the last bits; callers have several.
+        x = x.contiguous()
         if self.config.encode_chunks == "whole":
             self.vae.num_sample_frames_batch_size = num_frames
         posterior = self.vae.encode(x).latent_dist

@@ -30,11 +30,14 @@ from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.outputs import contact_sheet, write_sample
 from sat_udpdiff.sample import common_facts, make_record
 from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
+from sat_udpdiff.training.metrics import METRICS_FILE
 from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.load import load_network_weights
 
 REPOSITORY = Path(__file__).parents[2]
 _SHEETS_SHOWN = 3
+_RECOLOURINGS = 4
+"""As many as the epochs that the training takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.output = options.output.resolve()
     started = time.monotonic()
     shards = make_shards(options.output, clips=options.clips)
+    latents = make_latents(options.output, shards=shards)
     for name in ("multitask", "baseline"):
-        train(name, options=options, shards=shards)
+        train(name, options=options, latents=latents)
+        show_data_wait(options.output / name)
     prompts = held_out_prompts(options.prompts, seed=0, style="long")
     multitask = Runs(options.output / "multitask")
     samples = {task: multitask.sample(prompts, task=task) for task in TASKS}
@@ -78,7 +83,20 @@ def make_shards(output: Path, *, clips: int) -> Path:
     return shards
 
 
-def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
+def make_latents(output: Path, *, shards: Path) -> Path:
+    """What the frozen encoders make of the shards, made once for both trainings."""
+    latents = output / "latents"
+    call(
+        "python -m data_loaders.latents",
+        [
+            *("--base", "configs/tiny.yaml", "configs/multitask.yaml"),
+            *("--shards", shards, "--output", latents, "--recolourings", _RECOLOURINGS),
+        ],
+    )
+    return latents
+
+
+def train(name: str, *, options: argparse.Namespace, latents: Path) -> None:
     """Fine-tune the shipped base network as `configs/<name>.yaml` says, or go on with it."""
     call(
         f"deepspeed --num_gpus {options.ranks} --quiet sat_udpdiff/train.py",
@@ -86,7 +104,8 @@ def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
             "--base",
             "configs/tiny.yaml",
             f"configs/{name}.yaml",
-            f"data.shards={shards}",
+            "data.source=latents",
+            f"data.latents={latents}",
             f"run.output={options.output / name}",
             f"train.steps={options.steps}",
             # Few steps: small batches, large steps that end at 0.
@@ -96,6 +115,14 @@ def train(name: str, *, options: argparse.Namespace, shards: Path) -> None:
             f"checkpoint.every_steps={options.steps}",
         ],
     )
+
+
+def show_data_wait(run: Path) -> None:
+    """Print how much of the training went by waiting for data."""
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    waited = sum(line["data_wait_seconds"] for line in lines)
+    share = waited / sum(line["step_seconds"] for line in lines)
+    print(f"training waited for data for {share:.1%} of its time")
 
 
 def call(program: str, arguments: Sequence[object]) -> None:

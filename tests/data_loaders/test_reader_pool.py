@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from data_loaders.reader_pool import ClosedPoolError, LostReaderError, ReaderPool
+from data_loaders.reader_pool import ClosedPoolError, LostReaderError, ReaderPool, ReaderStartError
 from data_loaders.schema import DataError
 
 
@@ -104,7 +104,9 @@ def test_processes_outlive_signals_to_the_group_and_die_with_their_parent(pool):
 def test_processes_that_never_start_are_not_tried_for_ever():
     pool = ReaderPool(Broken(), num_workers=1, deadline_seconds=5.0)
     try:
-        with pytest.raises(RuntimeError, match="3 data processes in a row ended while they start"):
+        with pytest.raises(
+            ReaderStartError, match="3 data processes in a row ended while they start"
+        ):
             pool.submit(("square", 1)).result(timeout=30)
     finally:
         pool.close()

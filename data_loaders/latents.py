@@ -1,0 +1,340 @@
+r"""Encode clips and captions once, so that training need not: shards to a cache of latents.
+
+    python -m data_loaders.latents --base configs/tiny.yaml --shards DIR --output CACHE \
+        --recolourings 2
+
+Any number of processes may share the work, on GPUs where there are some (torchrun, srun, mpirun):
+
+    torchrun --nproc_per_node 8 -m data_loaders.latents --base configs/5b.yaml ...
+
+Every process takes shards of its own and writes each whole or not at all. To go on after an
+interruption, with however many processes, run the same command again. Train with
+`data.source=latents data.latents=CACHE`.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from data_loaders.atomic_file import write_atomically
+from data_loaders.batches import to_floats
+from data_loaders.captions import name_task
+from data_loaders.damage import DamageCount
+from data_loaders.latent_cache import cache_settings, difference
+from data_loaders.latent_format import EMPTY, KIND, caption_member, named_tasks
+from data_loaders.latent_views import ViewMaker, Views
+from data_loaders.reader_pool import LostReaderError, ReaderPool
+from data_loaders.schema import DataError
+from data_loaders.shard_format import MANIFEST, ShardInfo
+from data_loaders.shard_writer import Entry, claim_folder, write_manifest, write_shard
+from data_loaders.shards import ShardIndex
+from sat_udpdiff.config import Config
+from sat_udpdiff.config_io import parse_cli
+from sat_udpdiff.distributed import Place, find_place
+from sat_udpdiff.encoders.text import TextEncoder
+from sat_udpdiff.encoders.vae import VideoCodec
+
+_SETTINGS, _DONE = "settings.json", ".done.json"
+
+
+class Encoding:
+    """The frozen encoders, for members of the cache.
+
+    Args:
+        config: Names the weights.
+        device: Where they run.
+
+    Raises:
+        ValueError: Weights are missing; names the key and where they are to be had.
+    """
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        self._config = config
+        self._text = TextEncoder.load(
+            config.text,
+            text_length=config.model.text_length,
+            text_dim=config.model.text_dim,
+            device=device,
+        )
+        self._codec = VideoCodec.load(config.codec, device=device)
+
+    def members(self, views: Views) -> dict[str, bytes]:
+        """The files of one sample."""
+        record = views.record
+        files = {"json": json.dumps(record, sort_keys=True).encode()}
+        pixels = torch.from_numpy(np.stack(list(views.videos.values())))
+        posterior = self._codec.encode_unscaled(to_floats(pixels.to(self._codec.device)))
+        means, logvars = posterior.mean.cpu(), posterior.logvar.cpu()
+        for member, mean, logvar in zip(views.videos, means, logvars, strict=True):
+            files[member] = _to_bytes(mean=mean, logvar=logvar)
+        captions = _captions(record, config=self._config)
+        # One at a time: how many there are would otherwise show in the last bits.
+        for member, caption in captions.items():
+            files[member] = _to_bytes(text=self._text.encode([caption])[0].cpu())
+        return files
+
+
+def _captions(record: dict[str, Any], *, config: Config) -> dict[str, str]:
+    """Member of the cache -> caption."""
+    short, long = record["caption_short"], record["caption_long"]
+    found = {}
+    for task in named_tasks(config):
+        for is_long, caption in ((False, short), (True, long)):
+            if not is_long or long != short:
+                text = caption if task is None else name_task(caption, task=task)
+                found[caption_member(is_long=is_long, task=task)] = text
+    if config.text.unconditional == "empty":
+        found[EMPTY] = ""
+    return found
+
+
+def _to_bytes(**tensors: Tensor) -> bytes:
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+@dataclass(kw_only=True)
+class CacheWriter:
+    """Writes this process's share of a cache.
+
+    Args:
+        config: `data.shards` names the clips.
+        output: The cache.
+        recolourings: Colourings of the ids; 0 without segmentation.
+        place: Of this process.
+    """
+
+    config: Config
+    output: Path
+    recolourings: int
+    place: Place
+
+    def run(self, *, overwrite: bool) -> bool:
+        """Encode what is not there yet; returns whether the whole cache is there now.
+
+        Raises:
+            DataError: The folder holds a cache of other settings; too many clips are damaged.
+            ValueError: An encoder's weights are missing.
+            OSError: The disk is full or not writable; shards that are written stay.
+        """
+        make = ViewMaker(self.config, recolourings=self.recolourings)
+        shards = make.index.shards
+        settings = cache_settings(self.config, recolourings=self.recolourings)
+        progress = _Progress(self.output, settings=settings)
+        progress.claim(is_main=self.place.is_main, overwrite=overwrite)
+        ours = range(self.place.rank, len(shards), self.place.world_size)
+        todo = [number for number in ours if progress.find(shards[number]) is None]
+        if todo:
+            self._encode(todo, make=make, progress=progress)
+        found = [progress.find(shard) for shard in shards]
+        infos = [info for info in found if info is not None]
+        if len(infos) == len(shards):
+            progress.finish(infos, clips=shards)
+        return len(infos) == len(shards)
+
+    def _encode(self, todo: list[int], *, make: ViewMaker, progress: "_Progress") -> None:
+        data, index = self.config.data, make.index
+        damage = DamageCount(
+            source=str(index.folder), num_clips=len(index), allowed=data.max_bad_share
+        )
+        encoding = Encoding(self.config, device=self.place.device)
+        total = sum(index.shards[number].num_samples for number in todo)
+        bar = tqdm(total=total, desc="encode", unit="clip", disable=not self.place.is_main)
+        workers = max(1, data.num_workers)
+        pool = ReaderPool(make, num_workers=workers, deadline_seconds=data.decode_seconds)
+
+        def entry(key: str, future: "Future[Views]") -> Entry:
+            bar.update()
+            try:
+                return Entry(key=key, members=encoding.members(future.result()))
+            except (DataError, LostReaderError) as error:
+                damage.note(key, str(error))
+                return Entry(key=key, members={}, note=str(error))
+
+        with closing(pool), bar:
+            views = _Ahead(pool, shards=todo, index=index, ahead=workers * data.prefetch)
+            for number in todo:
+                clips = index.shards[number]
+                entries = (entry(*next(views)) for _ in range(clips.num_samples))
+                progress.note(write_shard(self.output / clips.name, entries), clips=clips)
+
+
+class _Progress:
+    """Which shards of a cache are whole, as files that no process shares with another.
+
+    Args:
+        folder: The cache.
+        settings: Of `cache_settings`.
+    """
+
+    def __init__(self, folder: Path, *, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = folder, settings
+        content = json.dumps(settings, sort_keys=True).encode()
+        self._sha256 = hashlib.sha256(content).hexdigest()
+
+    def claim(self, *, is_main: bool, overwrite: bool) -> None:
+        """Check that the folder is free or a cache of these settings, and mark it.
+
+        Raises:
+            DataError: It holds a cache of other settings, or other files of ours.
+        """
+        path = self._folder / _SETTINGS
+        if overwrite and is_main:
+            claim_folder(self._folder, overwrite=True)
+            for old in (path, *self._folder.glob(f"*{_DONE}")):
+                old.unlink(missing_ok=True)
+        if path.is_file():
+            try:
+                stored = json.loads(path.read_text())
+            except ValueError as error:
+                raise DataError(f"{path}: expected JSON: {error}") from error
+            reason = difference(stored, json.loads(json.dumps(self._settings)))
+            if reason:
+                raise DataError(
+                    f"{self._folder} holds latents of other settings: {reason}; give another "
+                    "--output, or --overwrite"
+                )
+            return
+        if not any(self._folder.glob(f"*{_DONE}")):
+            claim_folder(self._folder, overwrite=False)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Whichever process is first; all write the same, each under a name of its own.
+        own = path.with_name(f"{path.name}.{os.getpid()}")
+        write_atomically(own, json.dumps(self._settings, indent=1).encode())
+        os.replace(own, path)
+
+    def find(self, clips: ShardInfo) -> ShardInfo | None:
+        """The finished shard of some clips, if it is whole and made of these very clips."""
+        try:
+            done = json.loads(self._path(clips).read_text())
+            is_ours = done["settings_sha256"] == self._sha256
+            info = ShardInfo(**done["shard"])
+            size = (self._folder / info.name).stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        is_whole = size == info.num_bytes and (self._folder / info.index_name).is_file()
+        return info if is_ours and is_whole and done["clips_sha256"] == clips.sha256 else None
+
+    def note(self, info: ShardInfo, *, clips: ShardInfo) -> None:
+        """A shard is whole."""
+        done = {
+            "settings_sha256": self._sha256,
+            "clips_sha256": clips.sha256,
+            "shard": asdict(info),
+        }
+        write_atomically(self._path(clips), json.dumps(done).encode())
+
+    def finish(self, infos: Sequence[ShardInfo], *, clips: Sequence[ShardInfo]) -> None:
+        """All shards are whole: write the manifest, as every process that sees it may."""
+        extra = {"settings": self._settings, "clips": [shard.sha256 for shard in clips]}
+        try:
+            write_manifest(self._folder, infos, kind=KIND, extra=extra)
+        except FileNotFoundError:
+            # Another process renamed its own, equal one in the same moment.
+            if not (self._folder / MANIFEST).is_file():
+                raise
+
+    def _path(self, clips: ShardInfo) -> Path:
+        return self._folder / (clips.name.removesuffix(".tar") + _DONE)
+
+
+class _Ahead(Iterator[tuple[str, "Future[Views]"]]):
+    """Clips of some shards in order, the next ones on their way."""
+
+    def __init__(
+        self, pool: ReaderPool, *, shards: Sequence[int], index: ShardIndex, ahead: int
+    ) -> None:
+        starts = [end - s.num_samples for end, s in zip(index.ends, index.shards, strict=True)]
+        self._clips = (i for s in shards for i in range(starts[s], index.ends[s]))
+        self._pool, self._index, self._ahead = pool, index, ahead
+        self._waiting: deque[tuple[str, Future[Views]]] = deque()
+
+    def __next__(self) -> tuple[str, "Future[Views]"]:
+        for i in self._clips:
+            self._waiting.append((self._index.sample(i).key, self._pool.submit(i)))
+            if len(self._waiting) > self._ahead:
+                break
+        if not self._waiting:
+            raise StopIteration
+        return self._waiting.popleft()
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--shards", required=True, metavar="DIR", help="the clips: a folder of shards, or a URL")
+    add("--output", required=True, type=Path, metavar="CACHE", help="folder of the latents")
+    add(
+        "--recolourings",
+        type=int,
+        default=1,
+        metavar="K",
+        help="colourings of the entities of each clip, which epochs take in turn (default 1)",
+    )
+    add("--overwrite", action="store_true", help="replace what is in CACHE")
+
+
+def _check(options: argparse.Namespace, *, config: Config, place: Place) -> None:
+    if options.recolourings < 1:
+        raise DataError(f"--recolourings: expected at least 1, got {options.recolourings}")
+    if config.data.crop != "center" or config.data.buckets:
+        raise DataError("latents have one size and one crop: set data.crop=center data.buckets=[]")
+    if options.overwrite and place.world_size > 1:
+        raise DataError("--overwrite: expected one process; remove CACHE, then start several")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    options, config = parse_cli(argv, description=__doc__ or "", extra=_add_options)
+    config = replace(config, data=replace(config.data, shards=options.shards))
+    try:
+        place, _ = find_place()
+        _check(options, config=config, place=place)
+        has_ids = config.model.dense_groups and "segmentation" in config.data.tasks
+        writer = CacheWriter(
+            config=config,
+            output=options.output,
+            recolourings=options.recolourings if has_ids else 0,
+            place=place,
+        )
+        is_whole = writer.run(overwrite=options.overwrite)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(_summary(options.output) if is_whole else "this share is done; others are not yet")
+    return 0
+
+
+def _summary(output: Path) -> str:
+    """What is in a cache, in one line, with the bytes of each part."""
+    index = ShardIndex.open(output, kind=KIND)
+    total = index.manifest.totals
+    count = total.num_samples - total.num_damaged
+    parts = ", ".join(
+        f"{name.removesuffix('.safetensors')} {size / max(1, total.members[name]) / 1e6:.3g}"
+        for name, size in total.member_bytes.items()
+    )
+    damaged = f", {total.num_damaged} damaged" if total.num_damaged else ""
+    return (
+        f"{count} clips{damaged} in {len(index.shards)} shard(s), {total.num_bytes / 1e6:.4g} MB: "
+        f"{output} (MB each: {parts})"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
