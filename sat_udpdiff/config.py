@@ -134,7 +134,7 @@ class DataConfig:
     """What is read, and how one sample becomes one training example."""
 
     shards: str = ""
-    """Folder of webdataset shards with manifest.json; required for training."""
+    """Folder of webdataset shards, or its address (https://, s3://, ...); required for training."""
     num_frames: int = 49
     """Frames of a clip, 4k + 1."""
     height: int = 480

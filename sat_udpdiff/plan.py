@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from data_loaders.shard_files import is_address
 from data_loaders.shards import ShardIndex
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import dump_config, notes
@@ -242,10 +243,10 @@ def _local_parameters(folder: Path) -> int:
 
 
 def _count_samples(config: Config) -> int | None:
-    folder = Path(config.data.shards)
-    if not config.data.shards or not folder.is_dir():
+    shards = config.data.shards
+    if not shards or not (is_address(shards) or Path(shards).is_dir()):
         return None
-    return len(ShardIndex.open(folder))
+    return len(ShardIndex.open(shards))
 
 
 def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:
