@@ -6,8 +6,9 @@ H.264 'gray' at crf 0 is not exact either.)
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +134,19 @@ def encode_rgb(rgb: UInt8[np.ndarray, "t h w 3"], *, fps: float, codec: RgbCodec
     return _encode(rgb, array_format="rgb24", fps=fps, way=way)
 
 
+def encode_preview(rgb: UInt8[np.ndarray, "t h w 3"], *, fps: float) -> bytes:
+    """Encode a video for a page: a small mp4 that every browser plays.
+
+    Args:
+        rgb: Frames, 0..255; even height and width.
+        fps: Frames per second.
+    """
+    options = {"crf": "22", "preset": "fast", "movflags": "+faststart"}
+    return _encode(
+        rgb, array_format="rgb24", fps=fps, way=replace(RGB_ENCODINGS["h264"], options=options)
+    )
+
+
 def encode_labels(labels: UInt16[np.ndarray, "t h w"], *, fps: float) -> bytes:
     """Encode ids or depth without loss: ffv1, 8 bits where the values fit, else 16.
 
@@ -208,6 +222,29 @@ def decode_frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
             yield from container.decode(stream)
     except (av.error.FFmpegError, OSError, EOFError) as error:
         raise DataError(f"{name}: cannot be decoded as video: {error}") from error
+
+
+def frames_and_facts(data: bytes, *, name: str) -> tuple[tuple[int, int, int], float]:
+    """Decode a video in full, keeping nothing.
+
+    Args:
+        data: The file's bytes.
+        name: What to call it in an error.
+
+    Returns:
+        ((frames decoded, height, width), frames per second of its header).
+
+    Raises:
+        DataError: Damaged, or its frames are not all of one size.
+    """
+    sizes = Counter((frame.height, frame.width) for frame in decode_frames(data, name=name))
+    if len(sizes) != 1:
+        raise DataError(f"{name}: expected frames of one size, got {dict(sizes)}")
+    ((height, width), frames), *_ = sizes.items()
+    with av.open(io.BytesIO(data)) as container:
+        stream = _first_stream(container, name=name)
+        rate = stream.average_rate or stream.guessed_rate or 0
+    return (frames, height, width), float(rate)
 
 
 def _pick(

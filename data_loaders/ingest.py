@@ -12,20 +12,19 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_loaders import classical_segmentation
 from data_loaders.decode import RGB_ENCODINGS
 from data_loaders.geometry import fit_rgb
 from data_loaders.ingest_sources import Source, find_sources, read_captions, readable
 from data_loaders.schema import DataError, Sample, SampleMeta
-from data_loaders.shards import write_shards
+from data_loaders.shards import make_shards
 from data_loaders.source_video import read_at_rate
 
 _log = logging.getLogger(__name__)
@@ -46,57 +45,60 @@ class ClipFormat:
     fps: float
 
 
-def make_samples(
-    sources: list[Source],
+def make_sample(
+    source: Source,
     *,
     clip: ClipFormat,
     segment: Callable[[np.ndarray], np.ndarray] | None,
     skip_bad: bool,
-) -> Iterator[Sample]:
-    """Clips of the videos, one at a time.
+) -> Sample | None:
+    """Clip of a video.
 
     Args:
-        sources: Videos.
+        source: Video.
         clip: Size, rate and length.
         segment: rgb (t, h, w, 3) -> entity ids; None = no ids.
         skip_bad: Leave out a video that proves damaged further on, rather than stop.
+
+    Returns:
+        The clip; None for a video that was left out, which is logged.
+
+    Raises:
+        DataError: The video is damaged and `skip_bad` is off.
     """
     prepare = partial(fit_rgb, height=clip.height, width=clip.width)
-    bad: list[str] = []
-    for source in tqdm(sources, desc="ingest", unit="clip", disable=None):
-        try:
-            video = read_at_rate(source.path, fps=clip.fps, num_frames=clip.frames, prepare=prepare)
-        except DataError as error:
-            if not skip_bad:
-                raise
-            bad.append(str(error))
-            _log.warning("left out: %s", error)
-            continue
-        if len(video.rgb) < clip.frames:
-            _log.warning(
-                "%s: %d of %d frames; training repeats the last one",
-                source.path,
-                len(video.rgb),
-                clip.frames,
-            )
-        ids = None if segment is None else segment(video.rgb)
-        yield Sample(
-            key=source.key,
-            rgb=video.rgb,
-            entity_ids=ids,
-            depth=None,
-            caption_short=source.captions.short,
-            caption_long=source.captions.long,
-            fps=clip.fps,
-            meta=SampleMeta(
-                source="ingest",
-                segmentation_backend="" if ids is None else classical_segmentation.BACKEND,
-                num_entities=0
-                if ids is None
-                else int(np.count_nonzero(np.bincount(ids.ravel())[1:])),
-                extra={"file": source.path.name, "source_fps": video.source_fps},
-            ),
+    try:
+        video = read_at_rate(source.path, fps=clip.fps, num_frames=clip.frames, prepare=prepare)
+    except DataError as error:
+        if not skip_bad:
+            raise
+        _log.warning("left out: %s", error)
+        return None
+    found = len(video.rgb)
+    if found < clip.frames:
+        _log.warning(
+            "%s: %d of %d frames; training repeats the last one", source.path, found, clip.frames
         )
+    ids = None if segment is None else segment(video.rgb)
+    return Sample(
+        key=source.key,
+        rgb=video.rgb,
+        entity_ids=ids,
+        depth=None,
+        caption_short=source.captions.short,
+        caption_long=source.captions.long,
+        fps=clip.fps,
+        meta=SampleMeta(
+            source="ingest",
+            segmentation_backend="" if ids is None else classical_segmentation.BACKEND,
+            num_entities=0 if ids is None else int(np.count_nonzero(np.bincount(ids.ravel())[1:])),
+            extra={"file": source.path.name, "source_fps": video.source_fps},
+        ),
+    )
+
+
+def _name_source(source: Source) -> str:
+    return str(source.path)
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -160,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: exact (ffv1) for small pictures, else h264",
     )
     add("--samples-per-shard", type=int, default=64)
+    add("--workers", type=int, default=0, help="processes; 0 = this one (default 0)")
     add("--skip-bad", action="store_true", help="leave out videos that cannot be read")
     add("--overwrite", action="store_true", help="replace shards in OUT")
     return parser
@@ -181,24 +184,31 @@ def ingest(arguments: argparse.Namespace) -> Path:
         segment = classical_segmentation.segment_clip
     height, width = arguments.size
     clip = ClipFormat(frames=arguments.frames, height=height, width=width, fps=arguments.fps)
-    samples = make_samples(sources, clip=clip, segment=segment, skip_bad=arguments.skip_bad)
-    return write_shards(
-        samples,
+    return make_shards(
+        partial(make_sample, clip=clip, segment=segment, skip_bad=arguments.skip_bad),
+        sources,
         arguments.out,
         samples_per_shard=arguments.samples_per_shard,
         overwrite=arguments.overwrite,
         rgb_codec=arguments.rgb_codec,
+        workers=arguments.workers,
+        describe=_name_source,
+        progress="ingest",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    arguments = _parser().parse_args(argv)
     try:
-        manifest = ingest(_parser().parse_args(argv))
+        manifest = ingest(arguments)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: no shards were left in {arguments.out}", file=sys.stderr)
+        return 130
     record = json.loads(manifest.read_text())
     print(f"{record['num_samples']} clips in {len(record['shards'])} shard(s): {manifest}")
     return 0

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the record of a clip and of the manifest of a folder of shards."""
 
 # webdataset cuts a file name at its first dot and tar members at slashes: such a key would be read
 # back as another one, without an error.
@@ -66,7 +67,7 @@ class Sample:
     """Provenance."""
 
 
-def _require(*, key: str, what: str, expected: object, came: object, ok: bool) -> None:
+def _require(*, key: object, what: str, expected: object, came: object, ok: bool) -> None:
     if not ok:
         raise DataError(f"sample {key!r}: {what}: expected {expected}, came {came}")
 
@@ -104,8 +105,7 @@ def _check_rgb(sample: Sample) -> None:
     )
 
 
-def _check_meta(sample: Sample) -> None:
-    meta, key = sample.meta, sample.key
+def _check_meta(meta: SampleMeta, *, key: object) -> None:
     fixed = {"depth_polarity": "near_is_one", "colormap": "Spectral_r"}
     for name, expected in fixed.items():
         came = getattr(meta, name)
@@ -120,6 +120,11 @@ def _check_meta(sample: Sample) -> None:
     _require(
         key=key, what="meta.source", expected="a name", came=repr(meta.source), ok=bool(meta.source)
     )
+
+
+def valid_key(key: object) -> bool:
+    """Whether webdataset would read the key back as it is."""
+    return isinstance(key, str) and _KEY_PATTERN.fullmatch(key) is not None
 
 
 def validate_sample(sample: Sample) -> None:
@@ -140,7 +145,7 @@ def validate_sample(sample: Sample) -> None:
         what="key",
         expected="letters, digits, '_' and '-' only",
         came=repr(key),
-        ok=isinstance(key, str) and _KEY_PATTERN.fullmatch(key) is not None,
+        ok=valid_key(key),
     )
     _check_rgb(sample)
     _check_labels(sample, name="entity_ids", labels=sample.entity_ids)
@@ -156,7 +161,7 @@ def validate_sample(sample: Sample) -> None:
         came=sample.fps,
         ok=isinstance(sample.fps, int | float) and 0 < sample.fps < np.inf,
     )
-    _check_meta(sample)
+    _check_meta(sample.meta, key=key)
 
 
 def metadata_record(sample: Sample) -> dict[str, Any]:
@@ -204,6 +209,52 @@ def _parse_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
             f"came {version}"
         )
     return record
+
+
+_RECORD_TYPES: dict[str, tuple[type, ...]] = {
+    "key": (str,),
+    "frames": (int,),
+    "height": (int,),
+    "width": (int,),
+    "fps": (int, float),
+    "caption_short": (str,),
+    "caption_long": (str,),
+    "has_entity_ids": (bool,),
+    "has_depth": (bool,),
+    "meta": (dict,),
+}
+
+
+def check_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
+    """Check a metadata record without its arrays.
+
+    Args:
+        record: What `metadata_record` or `metadata_to_json` made.
+
+    Returns:
+        The record.
+
+    Raises:
+        DataError: It is no JSON, of another version, or lacks a field or has an impossible one.
+    """
+    fields = _parse_record(record)
+    key = fields.get("key")
+    for name, types in _RECORD_TYPES.items():
+        value: Any = fields.get(name)
+        # A bool is an int to isinstance.
+        ok = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if ok and types == (str,):
+            ok = bool(str(value).strip())
+        if ok and types[0] is int:
+            ok = 0 < float(value) < np.inf
+        expected = " or ".join(kind.__name__ for kind in types)
+        _require(key=key, what=name, expected=f"{expected}, not empty", came=repr(value), ok=ok)
+    try:
+        meta = SampleMeta(**fields["meta"])
+    except TypeError as error:
+        raise DataError(f"sample {key!r}: meta: {error}") from error
+    _check_meta(meta, key=key)
+    return fields
 
 
 def sample_from_metadata(

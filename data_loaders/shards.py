@@ -10,63 +10,88 @@ A folder of shards holds, per shard, `shard-000000.tar` and `shard-000000.index.
     {key}.json                 schema.metadata_record
 
 Any webdataset reader can read them in order; `ShardIndex` reads any one sample by its byte offsets.
-The manifest grows with the shards and not with the samples, so that opening stays quick.
+The manifest grows with the shards and not with the samples, so that opening stays quick. The folder
+may lie behind an address (`https://`, `s3://`, ...; `shard_files.py`).
+
+    python -m data_loaders.shards verify DIR    read every byte, name what is damaged
+    python -m data_loaders.shards inspect DIR   what is in it, as a table and as a page
 """
 
 import hashlib
 import json
+import sys
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from data_loaders.clip_writer import make_shards, write_shards
 from data_loaders.decode import decode_labels, decode_rgb
-from data_loaders.schema import SCHEMA_VERSION, DataError, Sample, sample_from_metadata
+from data_loaders.schema import DataError, Sample, sample_from_metadata
+from data_loaders.shard_files import ShardFiles, files_at
 from data_loaders.shard_format import (
+    CLIPS,
     LABEL_MEMBERS,
     MANIFEST,
     REQUIRED_MEMBERS,
     RGB_MEMBERS,
+    Manifest,
     Member,
     ShardInfo,
 )
-from data_loaders.shard_writer import write_shards
 
-__all__ = ["ShardIndex", "StoredSample", "write_shards"]
+__all__ = ["ShardIndex", "StoredSample", "make_shards", "open_manifest", "write_shards"]
 
-_HOW_TO_MAKE = (
-    "make shards with `python -m data_loaders.synthetic OUT` or "
-    "`python -m data_loaders.ingest VIDEOS OUT --captions captions.jsonl`"
-)
+_Row = tuple[str, dict[str, list[int]], str]
 
 
 @lru_cache(maxsize=64)
-def _read_index(path: Path, sha256: str) -> tuple[tuple[str, dict[str, list[int]]], ...]:
-    """(key, members) per sample; cached, because neighbours in the order share a shard."""
+def _read_index(path: Path, sha256: str) -> tuple[_Row, ...]:
+    """(key, members, note) per sample; cached, because neighbours in the order share a shard."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: expected the index of a shard: {error}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path}: expected the index that {MANIFEST} names, got another (sha256)")
-    return tuple((entry["key"], entry["members"]) for entry in json.loads(content)["samples"])
+    return tuple(
+        (entry["key"], entry["members"], entry.get("note", ""))
+        for entry in json.loads(content)["samples"]
+    )
+
+
+def open_manifest(files: ShardFiles) -> Manifest:
+    """Read the manifest of a folder of shards of any kind.
+
+    Raises:
+        DataError: There is none, or it cannot be used.
+    """
+    return Manifest.from_json(files.read_manifest(), name=f"{files.place}/{MANIFEST}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSample:
     """One sample on the disk; each part is read and decoded when asked for."""
 
-    path: Path
-    """Tar."""
+    files: ShardFiles
+    shard: ShardInfo
     key: str
     members: dict[str, Member]
+    """Empty where the sample was known to be damaged when the shard was written."""
+    note: str = ""
+    """What the writer said of the sample, such as why it is damaged."""
+
+    @property
+    def path(self) -> Path:
+        """Tar on this machine; fetched first where it is remote."""
+        return self.files.tar(self.shard)
 
     def read_bytes(self, member: str) -> bytes:
         """Content of one member.
@@ -74,12 +99,14 @@ class StoredSample:
         Raises:
             DataError: There is no such member, the tar cannot be read, or the content is damaged.
         """
-        where = f"shard {self.path.name}, sample {self.key!r}, member {member!r}"
+        where = f"shard {self.shard.name}, sample {self.key!r}, member {member!r}"
+        if not self.members:
+            raise DataError(f"{where}: the sample is damaged: {self.note or 'no members'}")
         if member not in self.members:
             raise DataError(f"{where}: expected in the shard, found {', '.join(self.members)}")
         at = self.members[member]
         try:
-            with self.path.open("rb") as file:
+            with self._open_tar() as file:
                 file.seek(at.offset)
                 content = file.read(at.size)
         except OSError as error:
@@ -91,8 +118,15 @@ class StoredSample:
             )
         return content
 
+    def _open_tar(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError:
+            # A copy may be evicted between its path and its opening: that fetches it again.
+            return self.path.open("rb")
+
     def _name(self, member: str) -> str:
-        return f"{self.path.name}:{self.key}.{member}"
+        return f"{self.shard.name}:{self.key}.{member}"
 
     def record(self) -> dict[str, Any]:
         """`schema.metadata_record` of the sample."""
@@ -108,7 +142,7 @@ class StoredSample:
             if member in self.members:
                 return self._name(member), self.read_bytes(member)
         raise DataError(
-            f"shard {self.path.name}, sample {self.key!r}: expected a video "
+            f"shard {self.shard.name}, sample {self.key!r}: expected a video "
             f"({', '.join(RGB_MEMBERS)}), found {', '.join(self.members)}"
         )
 
@@ -129,53 +163,83 @@ class StoredSample:
 class ShardIndex:
     """A folder of shards, read at any position; `open` makes it."""
 
-    folder: Path
+    files: ShardFiles
     shards: tuple[ShardInfo, ...]
     ends: tuple[int, ...]
     """Samples up to and with each shard."""
+    manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path | str) -> "ShardIndex":
+    def open(
+        cls,
+        folder: Path | str,
+        *,
+        kind: str = CLIPS,
+        cache_dir: Path | None = None,
+        max_cache_bytes: int | None = None,
+    ) -> "ShardIndex":
         """Open and check a folder of shards, without reading the samples.
 
         Args:
-            folder: What `write_shards` was given.
+            folder: What `write_shards` was given, or its address (`shard_files.SCHEMES`).
+            kind: What the samples must be; required members are those of clips.
+            cache_dir: For copies of remote shards; see `shard_files.files_at`.
+            max_cache_bytes: Of the tars there; see `shard_files.files_at`.
 
         Raises:
-            DataError: No manifest, another schema, a shard missing or of another size, or a sample
-                without video or captions; names the file and the key.
+            DataError: No manifest, another schema or kind, a shard missing or of another size, a
+                clip without video, captions or metadata (names the file and the key), or an
+                address that is not allowed or does not answer.
         """
-        if ":" in str(folder).split("/")[0]:
-            raise DataError(
-                f"data.shards: expected a local folder, got {folder!r}; addresses with "
-                "a scheme (pipe: would run a shell) are refused"
-            )
-        folder = Path(folder)
-        shards = _read_manifest(folder)
-        for shard in shards:
-            _check_shard(folder, shard)
+        files = files_at(folder, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
+        manifest = open_manifest(files)
+        if manifest.kind != kind:
+            raise DataError(f"{files.place}: expected a folder of {kind}, found {manifest.kind}")
+        shards = manifest.shards
+        files.check(shards)
+        if kind == CLIPS:
+            for shard in shards:
+                _check_members(files, shard)
         ends = tuple(accumulate(shard.num_samples for shard in shards))
-        return cls(folder=folder, shards=shards, ends=ends)
+        return cls(files=files, shards=shards, ends=ends, manifest=manifest)
+
+    @property
+    def folder(self) -> Path | str:
+        """Where the shards are: a folder, or an address as text."""
+        return self.files.place
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def sample(self, i: int) -> StoredSample:
         """Sample i of the folder, in writing order; nothing is decoded yet."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        number = bisect_right(self.ends, i)
+        number = self._shard_of(i)
         shard = self.shards[number]
         row = i - (self.ends[number] - shard.num_samples)
-        key, members = _read_index(self.folder / shard.index_name, shard.index_sha256)[row]
+        key, members, note = _read_index(self.files.index(shard), shard.index_sha256)[row]
         return StoredSample(
-            path=self.folder / shard.name,
+            files=self.files,
+            shard=shard,
             key=key,
             members={
                 name: Member(offset=offset, size=size, crc32=crc32)
                 for name, (offset, size, crc32) in members.items()
             },
+            note=note,
         )
+
+    def _shard_of(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        return bisect_right(self.ends, i)
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Begin to fetch the shards of samples in the background; nothing to do in a local folder.
+
+        Args:
+            numbers: Samples, in the order they will be asked for.
+        """
+        self.files.prefetch(self.shards[number] for number in map(self._shard_of, numbers))
 
     def read(self, i: int) -> Sample:
         """Sample i, decoded and validated.
@@ -203,55 +267,37 @@ class ShardIndex:
         member = LABEL_MEMBERS[name]
         for shard in self.shards:
             if shard.members.get(member, 0) < shard.num_samples:
-                key = _key_without(self.folder, shard, member)
+                key = _key_without(self.files, shard, member)
                 raise DataError(
                     f"{reason} needs {name}, but shard {shard.name}, sample {key!r} of "
                     f"{self.folder} has no member {member!r}"
                 )
 
 
-def _read_manifest(folder: Path) -> tuple[ShardInfo, ...]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        if not folder.is_dir():
-            found = "no such folder"
-        else:
-            tars = sum(1 for _ in folder.glob("*.tar"))
-            found = f"{tars} tar(s) without one (writing did not end?)" if tars else "no shards"
-        raise DataError(f"{folder}: expected {MANIFEST}, found {found}; {_HOW_TO_MAKE}")
-    try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["schema_version"]
-        shards = tuple(ShardInfo(**shard) for shard in manifest["shards"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a manifest of shards: {error!r}") from error
-    if version != SCHEMA_VERSION:
-        raise DataError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version}")
-    if not shards:
-        raise DataError(f"{path}: expected at least one shard, found none; {_HOW_TO_MAKE}")
-    return shards
-
-
-def _check_shard(folder: Path, shard: ShardInfo) -> None:
-    path = folder / shard.name
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"{path}: {MANIFEST} names this shard, but it cannot be read: {error.strerror}"
-        ) from error
-    if size != shard.num_bytes:
-        state = "truncated" if size < shard.num_bytes else "changed"
-        raise DataError(f"{path}: {state}: expected {shard.num_bytes} bytes, found {size}")
+def _check_members(files: ShardFiles, shard: ShardInfo) -> None:
     for member in REQUIRED_MEMBERS:
         if shard.members.get(member, 0) != shard.num_samples:
-            key = _key_without(folder, shard, member)
+            key = _key_without(files, shard, member)
             what = "a caption" if member.endswith("txt") else "metadata"
             raise DataError(
-                f"shard {path}, sample {key!r}: expected {what} in member {member!r}, found none"
+                f"shard {files.place}/{shard.name}, sample {key!r}: expected {what} in member "
+                f"{member!r}, found none"
             )
+    if sum(shard.members.get(member, 0) for member in RGB_MEMBERS) < shard.num_samples:
+        rows = _read_index(files.index(shard), shard.index_sha256)
+        key = next((key for key, members, _ in rows if not set(members) & set(RGB_MEMBERS)), "?")
+        raise DataError(
+            f"shard {files.place}/{shard.name}, sample {key!r}: expected a video in one of "
+            f"{', '.join(RGB_MEMBERS)}, found none"
+        )
 
 
-def _key_without(folder: Path, shard: ShardInfo, member: str) -> str:
-    index = _read_index(folder / shard.index_name, shard.index_sha256)
-    return next((key for key, members in index if member not in members), "?")
+def _key_without(files: ShardFiles, shard: ShardInfo, member: str) -> str:
+    rows = _read_index(files.index(shard), shard.index_sha256)
+    return next((key for key, members, _ in rows if member not in members), "?")
+
+
+if __name__ == "__main__":
+    from data_loaders.shard_cli import main
+
+    sys.exit(main())

@@ -12,13 +12,11 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 
 from data_loaders.schema import Sample, SampleMeta
@@ -27,6 +25,7 @@ from data_loaders.synthetic_full import make_full_scene
 from data_loaders.synthetic_render import render
 from data_loaders.synthetic_scene import WORLDS, Scene, WorldConfig
 from data_loaders.synthetic_simple import make_simple_scene
+from data_loaders.worker_pool import ordered_map
 
 # Clips from this index on are never written by the command line: they are for evaluation.
 HELD_OUT_START = 1 << 40
@@ -114,14 +113,12 @@ def make_clips(
         The clips in the order of `indices`; the same ones for any number of workers.
     """
     make = partial(make_clip, seed=seed, config=config)
-    with ExitStack() as stack:
-        if num_workers == 0:
-            clips = map(make, indices)
-        else:
-            # spawn: a fork would copy the locks of cv2's threads in whatever state they are.
-            pool = get_context("spawn").Pool(num_workers, cv2.setNumThreads, (1,))
-            clips = stack.enter_context(pool).imap(make, indices)
+    with closing(ordered_map(make, indices, workers=num_workers, describe=_name_clip)) as clips:
         yield from clips
+
+
+def _name_clip(index: int) -> str:
+    return f"clip {index}"
 
 
 def held_out_prompts(
@@ -219,25 +216,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit status: 0, or 2 for a wrong value.
+        Exit status: 0, 2 for a wrong value, 130 when interrupted.
     """
     # Here, so that the world itself needs no video codec.
-    from data_loaders.shards import write_shards
+    from data_loaders.shards import make_shards
 
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
         config = _config_from(arguments)
         indices = range(arguments.first_index, arguments.first_index + arguments.clips)
-        manifest = write_shards(
-            make_clips(indices, seed=arguments.seed, config=config, num_workers=arguments.workers),
+        manifest = make_shards(
+            partial(make_clip, seed=arguments.seed, config=config),
+            indices,
             arguments.out,
             samples_per_shard=arguments.samples_per_shard,
             overwrite=arguments.overwrite,
+            workers=arguments.workers,
+            describe=_name_clip,
+            progress="synthetic",
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: no shards were left in {arguments.out}", file=sys.stderr)
+        return 130
     print(f"{arguments.clips} clips: {manifest}")
     return 0
 

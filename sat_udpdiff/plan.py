@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from data_loaders.latent_cache import KIND
+from data_loaders.shard_files import is_address
 from data_loaders.shard_format import CLIPS
 from data_loaders.shards import ShardIndex
 from sat_udpdiff.config import Config
@@ -254,9 +255,9 @@ def _local_parameters(folder: Path) -> int:
 def _count_samples(config: Config) -> int | None:
     is_cached = config.data.source == "latents"
     name = config.data.latents if is_cached else config.data.shards
-    if not name or not Path(name).is_dir():
+    if not name or not (is_address(name) or Path(name).is_dir()):
         return None
-    return len(ShardIndex.open(Path(name), kind=KIND if is_cached else CLIPS))
+    return len(ShardIndex.open(name, kind=KIND if is_cached else CLIPS))
 
 
 def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:

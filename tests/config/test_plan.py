@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_loaders.shard_writer import write_shards
+from data_loaders.shards import write_shards
 from data_loaders.synthetic import WorldConfig, make_clip
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import load_config

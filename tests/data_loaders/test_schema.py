@@ -167,8 +167,8 @@ def test_equal_metadata_are_equal_ascii_bytes(sample: Sample) -> None:
     [
         ("{", "expected JSON, came '{'"),
         ("[]", "expected an object, came list"),
-        ('{"key": "k"}', "sample 'k': schema_version: expected 1, came None"),
-        ('{"key": "k", "schema_version": 2}', "sample 'k': schema_version: expected 1, came 2"),
+        ('{"key": "k"}', "sample 'k': schema_version: expected 2, came None"),
+        ('{"key": "k", "schema_version": 1}', "sample 'k': schema_version: expected 2, came 1"),
     ],
 )
 def test_foreign_record_is_refused(sample: Sample, text: str, message: str) -> None:

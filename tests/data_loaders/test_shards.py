@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_loaders import shard_writer
+from data_loaders import atomic_file, clip_writer
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, write_shards
 
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, noise_sample, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_writer.os, "fsync", full)
+    monkeypatch.setattr(atomic_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_shards([noise_sample(0)], tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -163,9 +163,19 @@ def test_a_folder_without_shards_says_how_to_make_them(tmp_path):
         ShardIndex.open(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("address", ["pipe:cat x.tar", "s3://bucket/x", "http://host/x"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "pipe:cat x.tar",
+        "zip://x.zip",
+        "simplecache::s3://b/x",
+        "https://a/b::file://c",
+        "http:/host/x",
+        "file://host/x",
+    ],
+)
 def test_addresses_are_refused(address):
-    with pytest.raises(DataError, match="expected a local folder"):
+    with pytest.raises(DataError, match=r"data\.shards: expected "):
         ShardIndex.open(address)
 
 
@@ -174,7 +184,7 @@ def test_a_broken_manifest_is_named(folder):
     manifest = json.loads(path.read_text())
     for content, message in (
         ("{", "expected a manifest of shards"),
-        (json.dumps({**manifest, "schema_version": 99}), "schema_version: expected 1, got 99"),
+        (json.dumps({**manifest, "schema_version": 99}), "schema_version: expected 2, got 99"),
         (json.dumps({**manifest, "shards": []}), "expected at least one shard"),
     ):
         path.write_text(content)
@@ -219,7 +229,7 @@ def test_one_damaged_byte_is_found(folder, member):
     ("member", "what"), [("txt", "a caption"), ("long.txt", "a caption"), ("json", "metadata")]
 )
 def test_a_shard_without_captions_is_named(tmp_path, noise_sample, monkeypatch, member, what):
-    whole = shard_writer.sample_members
+    whole = clip_writer.sample_members
 
     def without(sample, *, rgb_codec):
         files = whole(sample, rgb_codec=rgb_codec)
@@ -227,7 +237,7 @@ def test_a_shard_without_captions_is_named(tmp_path, noise_sample, monkeypatch, 
             del files[member]
         return files
 
-    monkeypatch.setattr(shard_writer, "sample_members", without)
+    monkeypatch.setattr(clip_writer, "sample_members", without)
     write_shards((noise_sample(i) for i in range(3)), tmp_path)
     message = rf"shard-000000\.tar, sample 'clip-0001': expected {what} in member '{member}'"
     with pytest.raises(DataError, match=message):
