@@ -246,15 +246,16 @@ def test_clips_of_any_kind_and_size_keep_their_order(fitter, world):
         raw(small, key="a", source=(50, 64), target=(32, 48)),
         raw(data, key="b", source=(120, 180), target=(32, 48), anchor=(0.5, 0.0)),
         raw(tall, key="c", source=(90, 60), target=(32, 48)),
+        raw(textured(32, 90), key="e", source=(32, 90), target=(32, 48)),  # cropped alone
         raw(data, key="d", source=(120, 180), target=(32, 48), depth=clip.depth[list(INDICES)]),
     ]
-    fit = fitter(32, 48)
+    fit = fitter(32, 48, max_batch_size=8)
     batch = fit(kinds)
-    assert [one is not None for one in batch.labels] == [False, False, False, True]
+    assert [one is not None for one in batch.labels] == [False, False, False, False, True]
     for i, one in enumerate(kinds):
         alone = fit([one])  # smaller than max_batch_size too
         assert torch.equal(alone.rgb[0], batch.rgb[i])
-    assert torch.equal(batch.labels[3], fit([kinds[3]]).labels[0])
+    assert torch.equal(batch.labels[4], fit([kinds[4]]).labels[0])
 
 
 @needs_dali
@@ -304,11 +305,11 @@ def test_an_error_that_is_no_clips_fault_is_passed_on(fitter, monkeypatch):
     clip = raw(textured(40, 60), source=(40, 60), target=(32, 48))
     whole, calls = DaliFitter._run, []
 
-    def run(self, clips, *, encoded):
+    def run(self, clips, *, route):
         calls.append(len(clips))
         if len(calls) == 1:
             raise RuntimeError("out of memory")
-        return whole(self, clips, encoded=encoded)
+        return whole(self, clips, route=route)
 
     monkeypatch.setattr(DaliFitter, "_run", run)
     with pytest.raises(RuntimeError, match="out of memory"):
