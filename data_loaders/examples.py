@@ -7,8 +7,9 @@ quarter of the memory.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
@@ -31,7 +32,9 @@ from sat_udpdiff.colormaps import depth as depth_colormap
 from sat_udpdiff.colormaps import location_aware, pixelplanes
 from sat_udpdiff.config import Config, Task
 
-LABEL_OF_TASK: dict[Task, str] = {"segmentation": "entity_ids", "depth": "depth"}
+LabelKind = Literal["entity_ids", "depth"]
+"""Field of `schema.Sample`."""
+LABEL_OF_TASK: dict[Task, LabelKind] = {"segmentation": "entity_ids", "depth": "depth"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,20 +164,30 @@ def paint_depth(disparity: UInt16[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t 
 
 
 class ExampleSource(ABC):
-    """Makes examples, and knows the clips that they come from."""
+    """Makes examples of the samples of a folder of shards."""
+
+    @property
+    @abstractmethod
+    def index(self) -> ShardIndex:
+        """The opened shards."""
 
     @property
     @abstractmethod
     def order(self) -> SampleOrder:
         """The order of the clips."""
 
-    @abstractmethod
     def name(self) -> str:
         """The data set, for messages."""
+        return str(self.index.folder)
 
-    @abstractmethod
     def key(self, index: int) -> str:
         """Key of clip `index`."""
+        return self.index.sample(index).key
+
+    def fetch_ahead(self, n: int) -> None:
+        """Begin to copy the shards that sample number n is read from, if they are far away."""
+        shards = (self.index.shards[number] for number in self.order.shards_at(n))
+        self.index.files.prefetch(shards)
 
     @abstractmethod
     def __call__(self, task: ExampleTask) -> Any:
@@ -190,33 +203,26 @@ class ExampleMaker(ExampleSource):
 
     Args:
         config: Data and colormaps; all that travels to the data processes.
+        is_checked: The shards were checked by another process.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, is_checked: bool = False) -> None:
+        self.config, self._is_checked = config, is_checked
 
-    def __reduce__(self) -> tuple[type, tuple[Config]]:
-        """Each process opens the shards itself."""
-        return type(self), (self.config,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Each process opens the shards itself; this one has checked them."""
+        return partial(type(self), is_checked=True), (self.config,)
 
     @cached_property
     def index(self) -> ShardIndex:
         """The opened shards."""
-        return open_shards(self.config)
+        return open_shards(self.config, is_checked=self._is_checked)
 
     @cached_property
     def order(self) -> SampleOrder:
         """The order of the clips."""
         sizes = [shard.num_samples for shard in self.index.shards]
         return make_order(sizes, config=self.config)
-
-    def name(self) -> str:
-        """The data set, for messages."""
-        return str(self.index.folder)
-
-    def key(self, index: int) -> str:
-        """Key of clip `index`."""
-        return self.index.sample(index).key
 
     def __call__(self, task: ExampleTask) -> Example:
         """The example of a task; see `ExampleSource`."""
@@ -252,14 +258,24 @@ def clip_indices(record: dict[str, Any], *, size: ClipSize, fps: float) -> list[
     )
 
 
-def open_shards(config: Config) -> ShardIndex:
+def open_shards(config: Config, *, is_checked: bool = False) -> ShardIndex:
     """Open the shards and check that they hold what the configured tasks need.
+
+    Args:
+        config: `data.shards`, where copies of remote ones are kept, and the tasks.
+        is_checked: Another process has made the checks.
 
     Raises:
         DataError: The folder is not whole, or lacks a task's labels.
     """
-    index = ShardIndex.open(config.data.shards)
-    if config.model.dense_groups:
-        for task in config.data.tasks:
+    data = config.data
+    index = ShardIndex.open(
+        data.shards,
+        cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None,
+        max_cache_bytes=int(data.cache_gb * 1e9) or None,
+        is_checked=is_checked,
+    )
+    if config.model.dense_groups and not is_checked:
+        for task in data.tasks:
             index.require_labels(LABEL_OF_TASK[task], reason=f"data.tasks: {task}")
     return index

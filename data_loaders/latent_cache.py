@@ -3,7 +3,9 @@
 Format: `latent_format.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,23 +111,20 @@ class LatentSource(ExampleSource):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.index = ShardIndex.open(config.data.latents, kind=KIND)
-        self.settings: dict[str, Any] = self.index.manifest.extra["settings"]
-        self.recolourings = _check_settings(self.settings, config=config)
-        self._order = make_order([s.num_samples for s in self.index.shards], config=config)
+        self._index = open_cache(config)
+        stored = self._index.manifest.extra["settings"]
+        self._recolourings = _check_settings(stored, config=config)
+        self._order = make_order([s.num_samples for s in self._index.shards], config=config)
+
+    @property
+    def index(self) -> ShardIndex:
+        """The opened cache."""
+        return self._index
 
     @property
     def order(self) -> SampleOrder:
         """The order of the clips, that of the clips' own shards."""
         return self._order
-
-    def name(self) -> str:
-        """The cache, for messages."""
-        return str(self.index.folder)
-
-    def key(self, index: int) -> str:
-        """Key of clip `index`."""
-        return self.index.sample(index).key
 
     def __call__(self, task: ExampleTask) -> LatentExample:
         """The example of a task; see `ExampleSource`."""
@@ -153,7 +152,7 @@ class LatentSource(ExampleSource):
             return None
         if facts.task == "depth":
             return _posterior(stored, DEPTH)
-        return _posterior(stored, colored_member(facts.epoch % self.recolourings))
+        return _posterior(stored, colored_member(facts.epoch % self._recolourings))
 
     def _text(self, stored: StoredSample, facts: ExampleFacts, *, is_long: bool) -> Tensor:
         task = facts.task if self.config.model.task_signal == "prompt" else None
@@ -165,6 +164,21 @@ class LatentSource(ExampleSource):
         if self.config.text.unconditional == "empty":
             return _tensors(stored, EMPTY)["text"]
         return torch.zeros_like(_tensors(stored, member)["text"])
+
+
+def open_cache(config: Config) -> ShardIndex:
+    """Open the cache of a run; a folder or, as for clips, an address.
+
+    Raises:
+        DataError: It is not whole, or no cache.
+    """
+    data = config.data
+    return ShardIndex.open(
+        data.latents,
+        kind=KIND,
+        cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None,
+        max_cache_bytes=int(data.cache_gb * 1e9) or None,
+    )
 
 
 def _check_settings(stored: dict[str, Any], *, config: Config) -> int:
@@ -226,7 +240,7 @@ class LatentJoiner:
     def __init__(self, device: torch.device, *, scale_factor: float) -> None:
         self._device, self._scale = device, scale_factor
 
-    def join(self, examples: list[LatentExample]) -> _JoinedLatents:
+    def join(self, examples: Sequence[LatentExample]) -> _JoinedLatents:
         """Stack, in the dtypes of the cache."""
         dense = [example.dense for example in examples if example.dense is not None]
         return _JoinedLatents(
@@ -248,7 +262,7 @@ class LatentJoiner:
     def close(self) -> None:
         """Nothing to do."""
 
-    def _stack(self, parts: list[LatentDistribution]) -> LatentDistribution:
+    def _stack(self, parts: Sequence[LatentDistribution]) -> LatentDistribution:
         return LatentDistribution(
             mean=self._pin(torch.cat([part.mean for part in parts])),
             logvar=self._pin(torch.cat([part.logvar for part in parts])),

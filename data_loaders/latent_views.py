@@ -1,7 +1,7 @@
 """What is encoded of a clip for a cache of latents: the part of the data processes, no torch."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,21 @@ class ViewMaker:
     Args:
         config: Data and colormaps; all that travels to the processes.
         recolourings: Colourings of the ids; 0 without segmentation.
+        is_checked: The shards were checked by another process.
     """
 
-    def __init__(self, config: Config, recolourings: int) -> None:
+    def __init__(self, config: Config, *, recolourings: int, is_checked: bool = False) -> None:
         self.config, self.recolourings = config, recolourings
+        self._is_checked = is_checked
 
     @cached_property
     def index(self) -> ShardIndex:
         """The opened shards."""
-        return open_shards(self.config)
+        return open_shards(self.config, is_checked=self._is_checked)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Each process opens the shards itself."""
-        return type(self), (self.config, self.recolourings)
+        """Each process opens the shards itself; this one has checked them."""
+        return partial(type(self), recolourings=self.recolourings, is_checked=True), (self.config,)
 
     def __call__(self, i: int) -> Views:
         """The views of clip i; DataError where it cannot be used."""
@@ -54,7 +56,7 @@ class ViewMaker:
             if not record[name].strip():
                 raise DataError(f"sample {stored.key!r}: {name}: expected a caption, got none")
         indices = clip_indices(record, size=size_at(0, seed=0, data=data), fps=data.fps)
-        fit = {"height": data.height, "width": data.width}
+        fit: dict[str, Any] = {"height": data.height, "width": data.width}
         videos = {VIDEO: fit_rgb(stored.rgb(indices=indices), **fit)}
         tasks = data.tasks if self.config.model.dense_groups else ()
         if "depth" in tasks:

@@ -30,6 +30,9 @@ from sat_udpdiff.config import Config
 
 _log = logging.getLogger(__name__)
 
+_FETCH_AHEAD = 512
+"""Samples ahead of use at which shards of an address begin to be copied to this machine."""
+
 _MOST_REPLACEMENTS = 16
 """Clips tried in place of a damaged one before the run stops."""
 
@@ -197,6 +200,7 @@ class Batches(Iterator[AnyBatch]):
         ahead = -(-data.num_workers * data.prefetch // self._config.train.micro_batch_size)
         while len(self._waiting) <= ahead:
             numbers = next(self._micro_steps)
+            self._source.fetch_ahead(numbers[0] + _FETCH_AHEAD)
             size = size_at(numbers[0], seed=self._config.seed, data=data)
             tasks = (ExampleTask(number=n, attempt=0, size=size) for n in numbers)
             self._waiting.append([self._submit(task) for task in tasks])
@@ -271,7 +275,7 @@ def _open(config: Config, *, device: torch.device) -> tuple[ExampleSource, Joine
         from data_loaders.raw_examples import RawExampleMaker
 
         kind = "gpu" if device.type == "cuda" else "cpu"
-        return RawExampleMaker(config, kind), DaliJoiner(config, device=device)
+        return RawExampleMaker(config, device=kind), DaliJoiner(config, device=device)
     return ExampleMaker(config), ClipJoiner(device)
 
 

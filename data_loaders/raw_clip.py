@@ -6,11 +6,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from data_loaders.examples import LabelKind
 from data_loaders.geometry import CropBox
 from data_loaders.probe import StreamHeader
 
 Device = Literal["cpu", "gpu"]
-LabelKind = Literal["entity_ids", "depth"]
 
 # DALI since 2.1 (NVIDIA/DALI pull request 6352): its own libavcodec has these decoders alone.
 _CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})

@@ -4,6 +4,8 @@ Without torch and without DALI, which would take half a gigabyte in every proces
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from data_loaders.decode import decode_rgb
 from data_loaders.examples import (
@@ -40,15 +42,16 @@ class RawExampleMaker(ExampleMaker):
     Args:
         config: Data and colormaps.
         device: Where DALI decodes.
+        is_checked: The shards were checked by another process.
     """
 
-    def __init__(self, config: Config, device: Device) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, *, device: Device, is_checked: bool = False) -> None:
+        super().__init__(config, is_checked=is_checked)
         self._device: Device = device
 
-    def __reduce__(self) -> tuple[type, tuple[Config, Device]]:  # type: ignore[override]
-        """Each process opens the shards itself."""
-        return type(self), (self.config, self._device)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Each process opens the shards itself; this one has checked them."""
+        return partial(type(self), device=self._device, is_checked=True), (self.config,)
 
     def __call__(self, task: ExampleTask) -> RawExample:  # type: ignore[override]
         """The example of a task; see `ExampleSource`."""

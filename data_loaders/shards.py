@@ -177,6 +177,7 @@ class ShardIndex:
         kind: str = CLIPS,
         cache_dir: Path | None = None,
         max_cache_bytes: int | None = None,
+        is_checked: bool = False,
     ) -> "ShardIndex":
         """Open and check a folder of shards, without reading the samples.
 
@@ -185,6 +186,8 @@ class ShardIndex:
             kind: What the samples must be; required members are those of clips.
             cache_dir: For copies of remote shards; see `shard_files.files_at`.
             max_cache_bytes: Of the tars there; see `shard_files.files_at`.
+            is_checked: Leave the checks of the shards out, as another process has made them: one
+                that is lost since then is found when it is read.
 
         Raises:
             DataError: No manifest, another schema or kind, a shard missing or of another size, a
@@ -196,8 +199,9 @@ class ShardIndex:
         if manifest.kind != kind:
             raise DataError(f"{files.place}: expected a folder of {kind}, found {manifest.kind}")
         shards = manifest.shards
-        files.check(shards)
-        if kind == CLIPS:
+        if not is_checked:
+            files.check(shards)
+        if kind == CLIPS and not is_checked:
             for shard in shards:
                 _check_members(files, shard)
         ends = tuple(accumulate(shard.num_samples for shard in shards))

@@ -164,7 +164,7 @@ def test_nothing_is_encoded_twice_and_several_processes_share_the_work(
     monkeypatch.setattr(latents, "Encoding", None)
     assert call(small_world, clips, tmp_path / "cache", "--recolourings", "2") == 0
     # A shard that is gone is made again, and only that one.
-    (tmp_path / "cache" / "shard-000001.tar").unlink()
+    (tmp_path / "cache" / "shard-000000.tar").unlink()
     with pytest.raises(TypeError, match="NoneType"):
         call(small_world, clips, tmp_path / "cache", "--recolourings", "2")
 
