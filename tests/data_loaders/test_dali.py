@@ -14,17 +14,13 @@ import pytest
 import torch
 from einops import rearrange
 
-from data_loaders.dali_pipeline import (
-    DaliFitter,
-    DamagedClipsError,
-    RawClip,
-    can_decode,
-    load_dali,
-)
+from data_loaders.dali_pipeline import DaliFitter, load_dali
+from data_loaders.damage import DamagedClipsError
 from data_loaders.decode import decode_rgb, encode_rgb
 from data_loaders.geometry import CropBox, crop, crop_box, fit_depth, fit_ids, fit_rgb
 from data_loaders.order import frame_indices
 from data_loaders.probe import StreamHeader, stream_header
+from data_loaders.raw_clip import RawClip, can_decode
 from data_loaders.schema import DataError
 from data_loaders.synthetic import WorldConfig, make_clip
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_loaders import clip_writer
 from data_loaders.loader import Batches
 from data_loaders.order import color_generator, draws
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, StoredSample, write_shards
+from data_loaders.synthetic import WorldConfig, make_clip
 from sat_udpdiff.colormaps import depth as depth_colormap
 from sat_udpdiff.colormaps import pixelplanes
 from sat_udpdiff.config import ColormapConfig, Config, DataConfig, ModelConfig, TrainConfig
@@ -393,3 +395,58 @@ def test_every_batch_is_of_one_bucket(config):
     ranks = [take(with_batch(config, 1), 20, place_rank=rank, world_size=2) for rank in (0, 1)]
     joined = [row for step in zip(*ranks, strict=True) for batch in step for row in describe(batch)]
     assert joined == [row for batch in found for row in describe(batch)]
+
+
+@pytest.mark.parametrize("codec", ["vp9", "h264", "ffv1"])
+def test_both_decoders_give_the_same_batches(tmp_path, codec):
+    pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed (extra: dali)")
+    worlds = [
+        WorldConfig(frames=9, height=64, width=96),
+        WorldConfig(frames=9, height=48, width=96),
+    ]
+    clips = (make_clip(i, seed=0, config=worlds[i % 2]) for i in range(4))
+    write_shards(clips, tmp_path, rgb_codec=codec)
+    size = {"num_frames": 5, "height": 32, "width": 48, "fps": 6.0, "crop": "random"}
+    config = with_batch(threaded(make_config(tmp_path, **size)), 2)
+    reference = take(config, 4)
+    found = take(replace(config, data=replace(config.data, decoder="dali")), 4)
+    for batch, other in zip(reference, found, strict=True):
+        assert batch.keys == other.keys and batch.captions == other.captions
+        assert torch.equal(batch.task, other.task)
+        assert other.rgb.shape == batch.rgb.shape and other.rgb.dtype == torch.float32
+        # Levels of 255; see test_dali.py for what is rounded where.
+        levels = (batch.rgb - other.rgb).abs() * 127.5
+        assert levels.mean() < 0.05 and levels.max() < 16
+        for i, task in enumerate(batch.task.tolist()):
+            if task == 0:
+                assert torch.equal(batch.dense[i], other.dense[i])
+            else:
+                # A bin of the depth colormap is up to 9 levels from the next.
+                assert ((batch.dense[i] - other.dense[i]).abs() * 127.5).mean() < 0.05
+
+
+def test_what_dali_cannot_decode_is_replaced_and_named(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed (extra: dali)")
+    world = WorldConfig(frames=9, height=64, width=96)
+    clips = [make_clip(i, seed=0, config=world) for i in range(4)]
+    encode = clip_writer.encode_rgb
+
+    def damage_inside(rgb, *, fps, codec):
+        content = bytearray(encode(rgb, fps=fps, codec=codec))
+        if np.array_equal(rgb, clips[2].rgb):
+            # Whole for container and checksum, no video inside.
+            middle = len(content) // 2
+            content[middle - len(content) // 3 : middle + len(content) // 3] = bytes(
+                2 * (len(content) // 3)
+            )
+        return bytes(content)
+
+    monkeypatch.setattr(clip_writer, "encode_rgb", damage_inside)
+    write_shards(clips, tmp_path, rgb_codec="vp9")
+    config = threaded(
+        make_config(tmp_path, num_frames=9, height=64, width=96, max_bad_share=0.3, decoder="dali")
+    )
+    found = take(with_batch(config, 2), 4)
+    keys = [key for batch in found for key in batch.keys]
+    assert clips[2].key not in keys and keys.count(clips[3].key) == 4
+    assert f"skipped damaged clip {clips[2].key}: " in caplog.text
