@@ -129,7 +129,7 @@ def _human_seconds(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
-def human_bytes(size: float) -> str:
+def human_bytes(size: int | float) -> str:
     """A number of bytes for people: 1.5 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
