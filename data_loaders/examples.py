@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from data_loaders.captions import name_task
+from data_loaders.decode import decode_rgb
 from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
 from data_loaders.order import (
     ClipSize,
@@ -26,8 +27,9 @@ from data_loaders.order import (
     draws,
     frame_indices,
 )
+from data_loaders.probe import StreamHeader, probe
 from data_loaders.schema import DataError
-from data_loaders.shards import ShardIndex
+from data_loaders.shards import ShardIndex, StoredSample
 from sat_udpdiff.colormaps import depth as depth_colormap
 from sat_udpdiff.colormaps import location_aware, pixelplanes
 from sat_udpdiff.config import Config, Task
@@ -235,7 +237,7 @@ class ExampleMaker(ExampleSource):
         )
         indices = clip_indices(record, size=task.size, fps=self.config.data.fps)
         fit = {"height": task.size.height, "width": task.size.width, "anchor": drawn.crop_anchor}
-        rgb = fit_rgb(stored.rgb(indices=indices), **fit)
+        rgb = fit_rgb(read_rgb(stored, record=record, indices=indices), **fit)
         if not self.config.model.dense_groups:
             return Example(facts=facts, rgb=rgb, dense=None)
         labels = stored.labels(LABEL_OF_TASK[facts.task], indices=indices)
@@ -246,6 +248,34 @@ class ExampleMaker(ExampleSource):
             ids = fit_ids(labels, **fit)
             dense = paint_ids(ids, key=facts.key, epoch=number, config=self.config)
         return Example(facts=facts, rgb=rgb, dense=dense)
+
+
+def checked_rgb_file(
+    stored: StoredSample, *, record: dict[str, Any]
+) -> tuple[str, bytes, StreamHeader]:
+    """Name, content and header of a clip's video, checked against its record without decoding.
+
+    Raises:
+        DataError: It is damaged, or says something else than the record.
+    """
+    name, content = stored.rgb_file()
+    header = probe(
+        content,
+        name=name,
+        record_frames=record["frames"],
+        record_fps=record["fps"],
+        height=record["height"],
+        width=record["width"],
+    )
+    return name, content, header
+
+
+def read_rgb(
+    stored: StoredSample, *, record: dict[str, Any], indices: Sequence[int]
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Frames of a clip, 0..255; see `checked_rgb_file`."""
+    name, content, _ = checked_rgb_file(stored, record=record)
+    return decode_rgb(content, name=name, indices=indices)
 
 
 def clip_indices(record: dict[str, Any], *, size: ClipSize, fps: float) -> list[int]:

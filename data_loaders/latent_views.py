@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data_loaders.examples import clip_indices, open_shards, paint_depth, paint_ids
+from data_loaders.examples import clip_indices, open_shards, paint_depth, paint_ids, read_rgb
 from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
 from data_loaders.latent_format import DEPTH, VIDEO, colored_member
 from data_loaders.order import size_at
@@ -57,7 +57,7 @@ class ViewMaker:
                 raise DataError(f"sample {stored.key!r}: {name}: expected a caption, got none")
         indices = clip_indices(record, size=size_at(0, seed=0, data=data), fps=data.fps)
         fit: dict[str, Any] = {"height": data.height, "width": data.width}
-        videos = {VIDEO: fit_rgb(stored.rgb(indices=indices), **fit)}
+        videos = {VIDEO: fit_rgb(read_rgb(stored, record=record, indices=indices), **fit)}
         tasks = data.tasks if self.config.model.dense_groups else ()
         if "depth" in tasks:
             videos[DEPTH] = paint_depth(fit_depth(stored.labels("depth", indices=indices), **fit))

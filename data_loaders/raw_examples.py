@@ -13,13 +13,13 @@ from data_loaders.examples import (
     ExampleFacts,
     ExampleMaker,
     ExampleTask,
+    checked_rgb_file,
     clip_indices,
     make_facts,
     place_of,
 )
 from data_loaders.geometry import crop_box
 from data_loaders.order import ClipSize, colors_epoch, draws
-from data_loaders.probe import probe
 from data_loaders.raw_clip import Device, RawClip, can_decode
 from sat_udpdiff.config import Config
 
@@ -63,16 +63,8 @@ class RawExampleMaker(ExampleMaker):
             task.number, epoch=place.epoch, record=record, drawn=drawn, config=self.config
         )
         indices = clip_indices(record, size=task.size, fps=self.config.data.fps)
-        name, content = stored.rgb_file()
         # One damaged clip ends a whole batch in DALI, so it is looked for before.
-        header = probe(
-            content,
-            name=name,
-            record_frames=record["frames"],
-            record_fps=record["fps"],
-            height=record["height"],
-            width=record["width"],
-        )
+        name, content, header = checked_rgb_file(stored, record=record)
         is_dalis = can_decode(header, device=self._device)
         label = LABEL_OF_TASK[facts.task] if self.config.model.dense_groups else None
         clip = RawClip(

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_loaders import clip_writer
-from data_loaders.loader import Batches
+from data_loaders.loader import Batches, batch_numbers
 from data_loaders.order import color_generator, draws
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, StoredSample, write_shards
@@ -115,11 +117,47 @@ def test_a_clip_gets_new_colours_in_the_next_epoch(config):
     assert all(len(maps) == 2 and not torch.equal(*maps) for maps in by_key.values())
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_the_number_of_workers_changes_nothing(config, workers):
-    threaded = replace(config, data=replace(config.data, num_workers=workers, prefetch=1))
-    ours = [describe(batch) for batch in take(with_batch(threaded, 2), 6)]
+    several = replace(config, data=replace(config.data, num_workers=workers, prefetch=1))
+    ours = [describe(batch) for batch in take(with_batch(several, 2), 6)]
     assert ours == [describe(batch) for batch in take(with_batch(config, 2), 6)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("start", [0, 5])
+def test_the_global_order_is_the_same_on_any_number_of_ranks(config, world, start):
+    count = 3 * NUM_CLIPS
+    whole = [row for batch in take(config, count, start=start) for row in describe(batch)]
+    ranks = [
+        take(config, -(-count // world), place_rank=rank, world_size=world, start=start)
+        for rank in range(world)
+    ]
+    steps = zip(*ranks, strict=True)
+    joined = [row for step in steps for batch in step for row in describe(batch)]
+    assert joined[:count] == whole
+    # No two ranks draw the same, and an epoch has every clip once.
+    assert len({row[0] for row in joined}) == len(joined)
+    first = -start % NUM_CLIPS
+    assert len({row[1] for row in joined[first : first + NUM_CLIPS]}) == NUM_CLIPS
+
+
+@given(
+    world=st.integers(1, 8),
+    micro=st.integers(1, 4),
+    start=st.integers(0, 10**9),
+    steps=st.integers(1, 5),
+)
+def test_ranks_share_the_numbers_without_gap_or_overlap(world, micro, start, steps):
+    numbers = [
+        n
+        for m in range(steps)
+        for rank in range(world)
+        for n in batch_numbers(
+            m, start=start, micro_batch_size=micro, place_rank=rank, world_size=world
+        )
+    ]
+    assert numbers == list(range(start, start + steps * world * micro))
 
 
 def test_two_ranks_see_what_one_rank_sees(config):

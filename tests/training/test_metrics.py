@@ -8,7 +8,15 @@ import torch
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.distributed import Place
-from sat_udpdiff.training.metrics import Meter, RunLog, cut_metrics, measure, redact, split_meters
+from sat_udpdiff.training.metrics import (
+    Meter,
+    RunLog,
+    cut_metrics,
+    data_advice,
+    measure,
+    redact,
+    split_meters,
+)
 
 TIMES = ("step_seconds", "data_wait_seconds", "samples_per_second")
 ONE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -87,6 +95,28 @@ def test_a_run_without_a_dense_map_logs_nothing_for_one():
     means = meter.means()
     assert (means["loss"], means["loss_video"]) == (1.0, 1.0)
     assert {means["loss_dense"], means["loss_segmentation"], means["loss_depth"]} == {None}
+
+
+def test_a_long_wait_for_data_is_told_once_with_what_to_change(tmp_path, capsys):
+    config = load_config([], [f"run.output={tmp_path}", "data.num_workers=1"])
+    log = RunLog(config, place=ONE, step=0)
+    line = {"loss": 0.5, "lr": 1e-5, "mfu": None, "samples_per_second": 1.0, "step_seconds": 2.0}
+    for step, wait in enumerate([0.09, 0.2, 0.3, 0.0, 0.12], start=1):
+        log.write({"step": step, "data_wait_seconds": wait, **line})
+    log.close()
+    told = [text for text in capsys.readouterr().err.splitlines() if "waiting for data" in text]
+    assert [text.split(":")[0] for text in told] == ["step 2", "step 5"]
+    assert "10% of the time went by waiting for data: raise data.num_workers=1" in told[0]
+
+
+def test_the_advice_fits_the_data():
+    def advice(*overrides):
+        return data_advice(load_config([], list(overrides)).data, cores=4)
+
+    assert advice("data.num_workers=2").startswith("raise data.num_workers=2 (4 cores here); or ")
+    assert "python -m data_loaders.latents" in advice("data.num_workers=8")
+    assert "raise data.num_workers" not in advice("data.num_workers=8")
+    assert "faster disk" in advice("data.source=latents", "data.latents=x")
 
 
 def test_wandb_runs_offline_and_takes_no_folder_along(tmp_path, monkeypatch):
