@@ -16,6 +16,8 @@ def test_the_demonstration_runs(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "deepspeed --num_gpus 2 --quiet sat_udpdiff/train.py" in done.stdout
+    assert "python -m data_loaders.latents" in done.stdout
+    assert done.stdout.count("training waited for data for") == 2
     numbers = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert numbers["num_prompts"] == 2
     for task in ("segmentation", "depth"):

@@ -13,7 +13,10 @@ import pytest
 from data_loaders.decode import encode_rgb
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("SHARDS", "OWN_SHARDS", "VIDEOS", "RUN", "OWN_RUN", "SAMPLES", "captions.jsonl")
+FOLDERS = (
+    "SHARDS", "OWN_SHARDS", "LATENTS", "VIDEOS", "RUN", "OWN_RUN", "CACHED_RUN", "SAMPLES",
+    "captions.jsonl", "page.html",
+)  # fmt: skip
 # What a command gets besides, so that it ends soon; later words win.
 SHORTER = {
     "data_loaders.synthetic": ["--clips", "4"],
@@ -56,11 +59,12 @@ def test_every_command_of_the_readme_works(tmp_path):
     captions = [{"path": f"{name}.mp4", "caption": "squares"} for name in ("one", "two")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)) + "\n")
     shown = commands()
-    assert len(shown) == 6
+    assert len(shown) == 10
     for words in shown:
         ready = prepared(words, tmp_path)
         done = subprocess.run(
             ready, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+    assert "<video" in (tmp_path / "page.html").read_text()
     assert list((tmp_path / "SAMPLES").glob("*/side_by_side.mp4"))

@@ -1,6 +1,7 @@
 """What is logged: means over ranks and steps, each step once, no folders sent away."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -130,6 +131,10 @@ def test_wandb_runs_offline_and_takes_no_folder_along(tmp_path, monkeypatch):
     log.close()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (record,) = run.glob("*.wandb")
+    # Its process writes on for a moment after it said that it had finished.
+    deadline = time.monotonic() + 60
+    while b"loss" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"loss" in record.read_bytes()
     assert b"secret_customer" not in record.read_bytes()
     assert not list(run.rglob("requirements.txt"))
