@@ -122,7 +122,7 @@ class ClipJoiner:
         """Nothing to do."""
 
     def _stack(self, videos: Sequence[np.ndarray]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(videos))
+        stacked = torch.from_numpy(np.stack(videos) if len(videos) > 1 else videos[0][None])
         # On the CPU the floats are made here, in the background.
         return stacked.pin_memory() if self._device.type == "cuda" else to_floats(stacked)
 

@@ -7,10 +7,11 @@ quarter of the memory.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
@@ -153,16 +154,33 @@ def draw_entity_colors(
 
 def consecutive(ids: UInt16[np.ndarray, "t h w"]) -> UInt16[np.ndarray, "t h w"]:
     """Ids as 1, 2, ... without gaps (0 stays 0): colours are drawn for what is to be seen only."""
-    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=1))
+    is_present = np.zeros(int(ids.max()) + 1, bool)
+    # Frame by frame: counting makes 64-bit integers of what it is given.
+    for frame in ids:
+        is_present |= np.bincount(frame.ravel(), minlength=len(is_present)) > 0
+    present = np.flatnonzero(is_present)
     present = present[present > 0]
-    table = np.zeros(int(ids.max()) + 1, np.uint16)
+    table = np.zeros(len(is_present), np.uint16)
     table[present] = np.arange(1, len(present) + 1)
     return table[ids]
 
 
 def paint_depth(disparity: UInt16[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t h w 3"]:
-    """Disparity, 0..65535, as colours."""
-    return depth_colormap.encode(disparity.astype(np.float32) / np.float32(65535))
+    """Disparity, 0..65535, as colours: `colormaps.depth.encode` of disparity / 65535."""
+    bins, colors = _depth_bins(), depth_colormap.COLORS[:, None]
+    rgb = np.empty((*disparity.shape, 3), np.uint8)
+    for frame, into in zip(disparity, rgb, strict=True):
+        # A third of the time of floats per pixel, and of their memory.
+        cv2.applyColorMap(bins.take(frame), colors, dst=into)
+    return rgb
+
+
+@lru_cache(maxsize=1)
+def _depth_bins() -> UInt8[np.ndarray, "65536"]:
+    """Row of the map's colours for each disparity."""
+    every = np.arange(65536, dtype=np.float32) / np.float32(65535)
+    rows = every * np.float32(depth_colormap.NUM_COLORS)
+    return np.clip(rows, 0, depth_colormap.NUM_COLORS - 1).astype(np.uint8)
 
 
 class ExampleSource(ABC):

@@ -138,7 +138,8 @@ class Batches(Iterator[AnyBatch]):
         )
         self._pool: _Pool | None = None
         self._waiting: deque[list[_Pending]] = deque()
-        self._ready: queue.Queue[object] = queue.Queue(maxsize=1)
+        self._ready: queue.Queue[object] = queue.Queue()
+        self._room = threading.Semaphore(1)
         self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -158,6 +159,7 @@ class Batches(Iterator[AnyBatch]):
             self._thread = threading.Thread(target=self._run_ahead, name="data-join", daemon=True)
             self._thread.start()
         joined = self._ready.get()
+        self._room.release()
         if isinstance(joined, _Failure):
             self.close()
             raise joined.error
@@ -178,19 +180,16 @@ class Batches(Iterator[AnyBatch]):
 
     def _run_ahead(self) -> None:
         """The thread that keeps one joined batch ready."""
-        joined: object
         while not self._is_closed.is_set():
+            # Before it is joined: a second batch of floats would wait in memory otherwise.
+            if not self._room.acquire(timeout=0.1):
+                continue
             try:
                 self._pool = self._pool or _start_pool(self._source, config=self._config)
                 joined = self._next_joined()
             except BaseException as error:
                 joined = _Failure(error=error)
-            while not self._is_closed.is_set():
-                try:
-                    self._ready.put(joined, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
+            self._ready.put(joined)
             if isinstance(joined, _Failure):
                 return
 

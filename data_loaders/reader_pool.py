@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from data_loaders.reader_process import receive_answer
+
 _MOST_FAILED_STARTS = 3
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -183,7 +185,9 @@ class ReaderPool:
 
     def _receive(self, worker: _Worker) -> None:
         try:
-            answer = worker.connection.recv()
+            # The first message says that it is ready.
+            receive = receive_answer if worker.is_ready else Connection.recv
+            answer = receive(worker.connection)
         except (EOFError, OSError):
             status = worker.process.wait()
             self._lose(worker, f"its process ended with {_name_status(status)}")

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from data_loaders.reader_pool import ClosedPoolError, LostReaderError, ReaderPool, ReaderStartError
@@ -30,6 +31,8 @@ class Work:
             signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
             while True:
                 time.sleep(60)
+        if kind == "arrays":
+            return [np.full(shape, i, np.uint16) for i, shape in enumerate(value)]
         return b"x" * value
 
 
@@ -72,6 +75,26 @@ def test_results_errors_and_lost_processes_come_back_to_their_own_task(pool):
     assert len(futures[6].result()) == 3_000_000
     square, process = futures[7].result()
     assert square == 16 and process != os.getpid()
+
+
+@pytest.mark.parametrize("shapes", [[(3, 5), (0, 4), (700, 1000), (1,)], [(0,)], []])
+def test_arrays_come_whole_and_can_be_written_to(pool, shapes):
+    found = pool.submit(("arrays", shapes)).result()
+    assert [array.shape for array in found] == shapes
+    for i, array in enumerate(found):
+        assert array.dtype == np.uint16 and (array == i).all()
+        array += 1
+    assert all((array == i + 1).all() for i, array in enumerate(found))
+
+
+def test_arrays_leave_no_file_open(pool):
+    pool.submit(("arrays", [(100,)])).result()
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [pool.submit(("arrays", [(100_000,)])).result() for _ in range(5)]
+    # A mapping keeps a descriptor of its own as long as its arrays live.
+    assert len(os.listdir("/proc/self/fd")) == before + len(kept)
+    del kept
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_closing_ends_processes_that_hang(pool):
