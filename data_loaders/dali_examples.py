@@ -49,9 +49,6 @@ class DaliJoiner:
         Raises:
             DamagedClipsError: DALI cannot decode some; names them.
         """
-        if self._device.type == "cuda":
-            # Of this thread: a new one begins with device 0.
-            torch.cuda.set_device(self._device)
         size = examples[0].size
         if size not in self._fitters:
             self._fitters[size] = self._make_fitter(size)

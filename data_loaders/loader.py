@@ -118,8 +118,8 @@ class Batches(Iterator[AnyBatch]):
                 "expected 0 <= place_rank < world_size and start >= 0, got "
                 f"{place_rank}, {world_size} and {start}"
             )
-        self._config = config
-        self._source, self._joiner = _open(config, device=torch.device(device))
+        self._config, self._device = config, torch.device(device)
+        self._source, self._joiner = _open(config, device=self._device)
         self.damage = DamageCount(
             source=self._source.name(),
             num_clips=len(self._source.order),
@@ -180,6 +180,9 @@ class Batches(Iterator[AnyBatch]):
 
     def _run_ahead(self) -> None:
         """The thread that keeps one joined batch ready."""
+        if self._device.type == "cuda":
+            # A thread begins with device 0; pinning there would take memory of it for every rank.
+            torch.cuda.set_device(self._device)
         while not self._is_closed.is_set():
             # Before it is joined: a second batch of floats would wait in memory otherwise.
             if not self._room.acquire(timeout=0.1):
