@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo"))
     parser.add_argument("--clips", type=int, default=512, help="synthetic training clips")
-    parser.add_argument("--steps", type=int, default=560, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=640, help="optimizer steps of each training")
     parser.add_argument("--ranks", type=int, default=2, help="processes per training")
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts, each sampled")
     options = parser.parse_args(argv)
