@@ -4,8 +4,8 @@
 
 The tiny world as the demonstration trains it (micro-batch 2), started as a user would, the two
 sources by turns; of each run the median of the logged intervals after the first, which warms up.
-Also printed: what the cache took to make, the wait for data, and the peak memory of the largest
-process of each kind (VmHWM, read from /proc while it runs).
+Also printed: what the cache took to make, the wait for data, and the peak memory (proportional set
+size) of each run with all its processes.
 """
 
 import argparse
@@ -19,43 +19,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from process_tree import PeakMemory
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ("video", "latents")
 
 
 def _call(words: Sequence[object]) -> float:
-    """Run to the end; returns the largest VmHWM in MiB of the process and its children."""
+    """Run to the end; returns the peak memory of the process and all below it, MiB."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
     )
-    peak = 0.0
-    while process.poll() is None:
-        peak = max([peak, *map(_peak_mib, _family(process.pid))])
-        time.sleep(0.2)
+    with PeakMemory(process.pid, every_seconds=0.5) as peak:
+        process.wait()
     if process.returncode:
         sys.exit(f"ended with status {process.returncode}: {' '.join(map(str, words))}")
-    return peak
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for process in found:
-        try:
-            children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        except OSError:
-            continue
-        found += map(int, children)
-    return found
-
-
-def _peak_mib(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+    return peak.bytes / 2**20
 
 
 def _train(folder: Path, *, source: str, number: int, options: argparse.Namespace) -> list[float]:
