@@ -49,8 +49,8 @@ def send_answer(connection: Connection, head: bytes, arrays: list[pickle.PickleB
     for view in views:
         places.append((end, len(view)))
         end += -(-len(view) // _ALIGNMENT) * _ALIGNMENT
-    connection.send((head, places))
     if not end:
+        connection.send((head, places))
         return
     file = os.memfd_create("arrays")
     try:
@@ -60,6 +60,8 @@ def send_answer(connection: Connection, head: bytes, arrays: list[pickle.PickleB
             while written < len(view):
                 written += os.pwrite(file, view[written:], start + written)
         os.ftruncate(file, end)
+        # Last, and one right after the other: the reader does nothing else between the two.
+        connection.send((head, places))
         send_handle(connection, file, 0)  # the process id matters on Windows alone
     finally:
         os.close(file)
