@@ -170,8 +170,8 @@ def paint_depth(disparity: UInt16[np.ndarray, "t h w"]) -> UInt8[np.ndarray, "t 
     bins, colors = _depth_bins(), depth_colormap.COLORS[:, None]
     rgb = np.empty((*disparity.shape, 3), np.uint8)
     for frame, into in zip(disparity, rgb, strict=True):
-        # A third of the time of floats per pixel, and of their memory.
-        cv2.applyColorMap(bins.take(frame), colors, dst=into)
+        # A third of the time of floats per pixel, and of their memory. Its types know Mat alone.
+        cv2.applyColorMap(bins.take(frame), colors, dst=into)  # pyright: ignore
     return rgb
 
 
@@ -218,6 +218,20 @@ class ExampleSource(ABC):
         """
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredExample:
+    """What a task stands for, before its clip is decoded."""
+
+    facts: ExampleFacts
+    stored: StoredSample
+    record: dict[str, Any]
+    indices: list[int]
+    """Frames to take."""
+    crop_anchor: tuple[float, float]
+    coloring: int
+    """Number of the colouring of the ids, of `order.colors_epoch`."""
+
+
 class ExampleMaker(ExampleSource):
     """Makes examples with PyAV.
 
@@ -246,26 +260,38 @@ class ExampleMaker(ExampleSource):
 
     def __call__(self, task: ExampleTask) -> Example:
         """The example of a task; see `ExampleSource`."""
-        place = place_of(task, order=self.order)
-        stored = self.index.sample(place.index)
-        record = stored.record()
-        drawn = draws(task.number, seed=self.config.seed, data=self.config.data)
-        facts = make_facts(
-            task.number, epoch=place.epoch, record=record, drawn=drawn, config=self.config
-        )
-        indices = clip_indices(record, size=task.size, fps=self.config.data.fps)
-        fit = {"height": task.size.height, "width": task.size.width, "anchor": drawn.crop_anchor}
-        rgb = fit_rgb(read_rgb(stored, record=record, indices=indices), **fit)
+        found = self.look_up(task)
+        stored, facts, indices = found.stored, found.facts, found.indices
+        size = {"height": task.size.height, "width": task.size.width}
+        fit: dict[str, Any] = {**size, "anchor": found.crop_anchor}
+        rgb = fit_rgb(read_rgb(stored, record=found.record, indices=indices), **fit)
         if not self.config.model.dense_groups:
             return Example(facts=facts, rgb=rgb, dense=None)
         labels = stored.labels(LABEL_OF_TASK[facts.task], indices=indices)
         if facts.task == "depth":
             dense = paint_depth(fit_depth(labels, **fit))
         else:
-            number = colors_epoch(place.epoch, recolourings=self.config.data.recolourings)
             ids = fit_ids(labels, **fit)
-            dense = paint_ids(ids, key=facts.key, epoch=number, config=self.config)
+            dense = paint_ids(ids, key=facts.key, epoch=found.coloring, config=self.config)
         return Example(facts=facts, rgb=rgb, dense=dense)
+
+    def look_up(self, task: ExampleTask) -> StoredExample:
+        """The clip of a task and what is drawn for it; nothing but its record is read."""
+        place = place_of(task, order=self.order)
+        stored = self.index.sample(place.index)
+        record, data = stored.record(), self.config.data
+        drawn = draws(task.number, seed=self.config.seed, data=data)
+        facts = make_facts(
+            task.number, epoch=place.epoch, record=record, drawn=drawn, config=self.config
+        )
+        return StoredExample(
+            facts=facts,
+            stored=stored,
+            record=record,
+            indices=clip_indices(record, size=task.size, fps=data.fps),
+            crop_anchor=drawn.crop_anchor,
+            coloring=colors_epoch(place.epoch, recolourings=data.recolourings),
+        )
 
 
 def checked_rgb_file(

@@ -14,12 +14,9 @@ from data_loaders.examples import (
     ExampleMaker,
     ExampleTask,
     checked_rgb_file,
-    clip_indices,
-    make_facts,
-    place_of,
 )
 from data_loaders.geometry import crop_box
-from data_loaders.order import ClipSize, colors_epoch, draws
+from data_loaders.order import ClipSize
 from data_loaders.raw_clip import Device, RawClip, can_decode
 from sat_udpdiff.config import Config
 
@@ -55,14 +52,8 @@ class RawExampleMaker(ExampleMaker):
 
     def __call__(self, task: ExampleTask) -> RawExample:  # type: ignore[override]
         """The example of a task; see `ExampleSource`."""
-        place = place_of(task, order=self.order)
-        stored = self.index.sample(place.index)
-        record = stored.record()
-        drawn = draws(task.number, seed=self.config.seed, data=self.config.data)
-        facts = make_facts(
-            task.number, epoch=place.epoch, record=record, drawn=drawn, config=self.config
-        )
-        indices = clip_indices(record, size=task.size, fps=self.config.data.fps)
+        found = self.look_up(task)
+        stored, record, facts, indices = found.stored, found.record, found.facts, found.indices
         # One damaged clip ends a whole batch in DALI, so it is looked for before.
         name, content, header = checked_rgb_file(stored, record=record)
         is_dalis = can_decode(header, device=self._device)
@@ -76,8 +67,7 @@ class RawExampleMaker(ExampleMaker):
             box=crop_box(
                 source=(record["height"], record["width"]),
                 target=(task.size.height, task.size.width),
-                anchor=drawn.crop_anchor,
+                anchor=found.crop_anchor,
             ),
         )
-        number = colors_epoch(place.epoch, recolourings=self.config.data.recolourings)
-        return RawExample(facts=facts, clip=clip, size=task.size, coloring=number)
+        return RawExample(facts=facts, clip=clip, size=task.size, coloring=found.coloring)
