@@ -40,7 +40,6 @@ import torch
 from loader_rivals import ClipFiles, CogVideoX, PlainPyAV
 from process_tree import PeakMemory, cpu_seconds, send
 
-from data_loaders.decode import encode_rgb
 from data_loaders.loader import Batches
 from data_loaders.order import draws
 from data_loaders.schema import Sample
@@ -181,10 +180,6 @@ def _make(folder: Path, *, setting: Setting) -> float:
         name, content = stored.rgb_file()
         total += len(content)
         _file(folder, i, "rgb", Path(name).suffix).write_bytes(content)
-        if setting.codec == "ffv1":
-            # decord does not read it; CogVideoX's rule gets the same clip in h264.
-            content = encode_rgb(stored.rgb(), fps=setting.fps, codec="h264")
-            _file(folder, i, "rgb", ".mp4").write_bytes(content)
         for label, member in (("entity_ids", "seg.mkv"), ("depth", "depth.mkv")):
             _file(folder, i, label, ".mkv").write_bytes(stored.read_bytes(member))
     return total * 8 / len(index) / frames / height / width
@@ -220,8 +215,6 @@ def _open(contestant: Contestant) -> Iterator[object]:
     folder = Path(contestant.folder)
     rival = CogVideoX if contestant.name == "CogVideoX rule" else PlainPyAV
     video = {"vp9": ".webm", "h264": ".mp4", "ffv1": ".mkv"}[SETTINGS[contestant.setting].codec]
-    if rival is CogVideoX and video == ".mkv":
-        video = ".mp4"
     clips = [
         ClipFiles(
             rgb=_file(folder, i, "rgb", video),
@@ -341,6 +334,9 @@ def _block(base: Contestant, *, repeats: int) -> None:
     if setting.dali:
         names[1:1] = [("ours, dali", False)]
         names[-1:-1] = [("ours, dali", True)]
+    if base.setting == "tiny":
+        # decord 0.6.0 fails on pictures 48 wide, whatever the codec.
+        names = [name for name in names if name[0] != "CogVideoX rule"]
     make = partial(replace, base)
     processes: list[Process] = []
     try:
