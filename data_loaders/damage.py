@@ -1,7 +1,8 @@
 """Clips that cannot be used: each named once, counted, and too many of them an end of the run."""
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from data_loaders.schema import DataError
 
@@ -23,7 +24,7 @@ class DamagedClipsError(DataError):
 
 @dataclass(kw_only=True)
 class DamageCount:
-    """What one rank has met so far."""
+    """What one rank, or all of them, have met since the start."""
 
     source: str
     """Data set, for messages."""
@@ -43,12 +44,20 @@ class DamageCount:
         if key not in self.reasons:
             _log.warning("skipped damaged clip %s: %s", key, reason)
         self.reasons[key] = reason
+        self.check()
+
+    def check(self) -> None:
+        """Raise DataError, with the report, where more clips are damaged than allowed."""
         share = len(self.reasons) / self.num_clips
         if share > self.allowed:
             raise DataError(
                 f"{self.source}: {len(self.reasons)} of {self.num_clips} clips are damaged "
                 f"({share:.1%}; data.max_bad_share allows {self.allowed:.1%}): {self.report()}"
             )
+
+    def joined(self, reasons: Iterable[dict[str, str]]) -> "DamageCount":
+        """What all ranks have met, each clip counted once."""
+        return replace(self, reasons={key: why for part in reasons for key, why in part.items()})
 
     def report(self) -> str:
         """The first clips with their reasons, and how many more there are."""

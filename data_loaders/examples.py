@@ -126,9 +126,6 @@ def paint_ids(
         key: Of the clip.
         epoch: Seeds the colours with `config.seed` and the key; or the number of a recolouring.
         config: The colormap.
-
-    Raises:
-        DataError: There are not so many colours so far apart.
     """
     ids = consecutive(ids)
     if config.colormap.segmentation == "location_aware":
@@ -140,16 +137,19 @@ def paint_ids(
 def draw_entity_colors(
     count: int, *, key: str, epoch: int, config: Config
 ) -> UInt8[np.ndarray, "n 3"]:
-    """The Pixelplanes colours of a clip in an epoch; see `paint_ids`."""
-    generator = color_generator(seed=config.seed, epoch=epoch, key=key)
+    """The Pixelplanes colours of a clip in an epoch; see `paint_ids`.
+
+    At least `colormap.min_distance` apart, or half of it and so on where there are too many.
+    """
     distance = config.colormap.min_distance
-    try:
-        return pixelplanes.draw_colors(count, generator=generator, min_distance=distance)
-    except ValueError:
-        raise DataError(
-            f"sample {key!r}: its {count} entities have no colours so far apart as "
-            f"colormap.min_distance={distance:g}; lower it"
-        ) from None
+    while True:
+        # From the start, so that the colours do not depend on how many distances were tried.
+        generator = color_generator(seed=config.seed, epoch=epoch, key=key)
+        try:
+            return pixelplanes.draw_colors(count, generator=generator, min_distance=distance)
+        except ValueError:
+            # A clip of so many entities is no damage, and no reason to end a run.
+            distance = distance / 2 if distance > 1 else 0.0
 
 
 def consecutive(ids: UInt16[np.ndarray, "t h w"]) -> UInt16[np.ndarray, "t h w"]:
@@ -203,6 +203,15 @@ class ExampleSource(ABC):
     def key(self, index: int) -> str:
         """Key of clip `index`."""
         return self.index.sample(index).key
+
+    def fetch(self, index: int) -> None:
+        """Copy the shard of clip `index` to this machine, if it is far away.
+
+        Raises:
+            TransportError: It cannot be reached, or there is no room for it.
+        """
+        stored = self.index.sample(index)
+        stored.files.fetch([stored.shard])
 
     def fetch_ahead(self, n: int) -> None:
         """Begin to copy the shards that sample number n is read from, if they are far away."""

@@ -3,6 +3,7 @@
 Format: `latent_format.py`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from sat_udpdiff.config import TASKS, Config, Task
 from sat_udpdiff.encoders.identity import codec_identity, text_identity
 from sat_udpdiff.encoders.latents import LatentDistribution
 
+_log = logging.getLogger(__name__)
+
 
 def cache_settings(config: Config, *, recolourings: int) -> dict[str, Any]:
     """All that decides what a cache holds, but the clips: dotted name -> JSON value.
@@ -48,8 +51,6 @@ def cache_settings(config: Config, *, recolourings: int) -> dict[str, Any]:
         config: Of the run.
         recolourings: Colourings per clip; 0 without segmentation.
 
-    Raises:
-        ValueError: An encoder's weights are nowhere; names the key.
     """
     data, colormap = config.data, config.colormap
     dense = {"tasks": list(_dense_tasks(config)), "recolourings": recolourings, "seed": config.seed}
@@ -112,9 +113,12 @@ class LatentSource(ExampleSource):
     def __init__(self, config: Config) -> None:
         self.config = config
         self._index = open_cache(config)
-        stored = self._index.manifest.extra["settings"]
+        stored = self._index.manifest.extra.get("settings")
+        if not isinstance(stored, dict):
+            raise DataError(f"data.latents: {config.data.latents} does not say how it was made")
         self._recolourings = _check_settings(stored, config=config)
         self._order = make_order([s.num_samples for s in self._index.shards], config=config)
+        self._empty = _find_empty(self._index) if config.text.unconditional == "empty" else None
 
     @property
     def index(self) -> ShardIndex:
@@ -161,8 +165,8 @@ class LatentSource(ExampleSource):
             member = caption_member(is_long=False, task=task)
         if not facts.drop_caption:
             return _tensors(stored, member)["text"]
-        if self.config.text.unconditional == "empty":
-            return _tensors(stored, EMPTY)["text"]
+        if self._empty is not None:
+            return self._empty
         return torch.zeros_like(_tensors(stored, member)["text"])
 
 
@@ -181,6 +185,15 @@ def open_cache(config: Config) -> ShardIndex:
     )
 
 
+def _find_empty(index: ShardIndex) -> Tensor:
+    """Embedding of no caption; the first whole sample of each shard has it."""
+    for i in range(len(index)):
+        stored = index.sample(i)
+        if EMPTY in stored.members:
+            return _tensors(stored, EMPTY)["text"]
+    raise DataError(f"{index.folder}: expected a member {EMPTY!r}, found none")
+
+
 def _check_settings(stored: dict[str, Any], *, config: Config) -> int:
     """Compare a cache's settings with those of the run; returns the colourings to use."""
     wanted = cache_settings(config, recolourings=stored["recolourings"])
@@ -193,6 +206,7 @@ def _check_settings(stored: dict[str, Any], *, config: Config) -> int:
     for key in ("codec.files", "text.files"):
         if not wanted[key]:
             del wanted[key]
+            _log.warning("%s is not here, so that of data.latents is taken on trust", key)
     reason = difference(stored, wanted)
     if reason:
         raise DataError(

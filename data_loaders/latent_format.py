@@ -8,7 +8,7 @@ the order of training is the same. A sample is these members, read one by one:
     {key}.seg0.safetensors ...  the same of the ids in each of k colourings    (if they are)
     {key}.short.safetensors     embedding (n, d) of the short caption
     {key}.long.safetensors      of the long one, unless it is the same
-    {key}.empty.safetensors     of no caption, where that is not zeros
+    {key}.empty.safetensors     of no caption, where that is not zeros (first sample of a shard)
     {key}.json                  the record of the clip
 
 Posteriors are unscaled and everything is in its encoder's own dtype: nothing is rounded on the way.

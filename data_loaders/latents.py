@@ -41,12 +41,14 @@ from data_loaders.latent_format import EMPTY, KIND, caption_member, named_tasks
 from data_loaders.latent_views import ViewMaker, Views
 from data_loaders.reader_pool import LostReaderError, ReaderPool
 from data_loaders.schema import DataError
+from data_loaders.shard_files import files_at
 from data_loaders.shard_format import MANIFEST, ShardInfo
 from data_loaders.shard_writer import Entry, claim_folder, write_manifest, write_shard
-from data_loaders.shards import ShardIndex
+from data_loaders.shards import ShardIndex, open_manifest
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import parse_cli
 from sat_udpdiff.distributed import Place, find_place
+from sat_udpdiff.encoders.identity import require_encoders
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 
@@ -74,6 +76,12 @@ class Encoding:
         )
         self._codec = VideoCodec.load(config.codec, device=device)
 
+    def empty(self) -> dict[str, bytes]:
+        """The file of no caption, where that is not zeros."""
+        if self._config.text.unconditional == "zeros":
+            return {}
+        return {EMPTY: _to_bytes(text=self._text.encode([""])[0].cpu())}
+
     def members(self, views: Views) -> dict[str, bytes]:
         """The files of one sample."""
         record = views.record
@@ -99,8 +107,6 @@ def _captions(record: dict[str, Any], *, config: Config) -> dict[str, str]:
             if not is_long or long != short:
                 text = caption if task is None else name_task(caption, task=task)
                 found[caption_member(is_long=is_long, task=task)] = text
-    if config.text.unconditional == "empty":
-        found[EMPTY] = ""
     return found
 
 
@@ -134,6 +140,7 @@ class CacheWriter:
         """
         make = ViewMaker(self.config, recolourings=self.recolourings)
         shards = make.index.shards
+        require_encoders(self.config)
         settings = cache_settings(self.config, recolourings=self.recolourings)
         progress = _Progress(self.output, settings=settings)
         progress.claim(is_main=self.place.is_main, overwrite=overwrite)
@@ -143,9 +150,21 @@ class CacheWriter:
             self._encode(todo, make=make, progress=progress)
         found = [progress.find(shard) for shard in shards]
         infos = [info for info in found if info is not None]
-        if len(infos) == len(shards):
-            progress.finish(infos, clips=shards)
-        return len(infos) == len(shards)
+        if len(infos) < len(shards):
+            return False
+        self._check_damage(infos)
+        progress.finish(infos, clips=shards)
+        return True
+
+    def _check_damage(self, infos: Sequence[ShardInfo]) -> None:
+        """Of all processes together; each has looked after its own share only."""
+        damaged = sum(info.num_damaged for info in infos)
+        total, allowed = sum(info.num_samples for info in infos), self.config.data.max_bad_share
+        if damaged > allowed * total:
+            raise DataError(
+                f"{self.output}: {damaged} of {total} clips are damaged ({damaged / total:.1%}; "
+                f"data.max_bad_share allows {allowed:.1%}); the shards' index files say which"
+            )
 
     def _encode(self, todo: list[int], *, make: ViewMaker, progress: "_Progress") -> None:
         data, index = self.config.data, make.index
@@ -158,20 +177,27 @@ class CacheWriter:
         workers = max(1, data.num_workers)
         pool = ReaderPool(make, num_workers=workers, deadline_seconds=data.decode_seconds)
 
-        def entry(key: str, future: "Future[Views]") -> Entry:
-            bar.update()
-            try:
-                return Entry(key=key, members=encoding.members(future.result()))
-            except (DataError, LostReaderError) as error:
-                damage.note(key, str(error))
-                return Entry(key=key, members={}, note=str(error))
+        def entries(clips: ShardInfo) -> Iterator[Entry]:
+            # Once per shard: it is the same for all.
+            empty = encoding.empty()
+            for _ in range(clips.num_samples):
+                bar.update()
+                key = ahead.key()
+                try:
+                    members = encoding.members(next(ahead))
+                except (DataError, LostReaderError) as error:
+                    damage.note(key, str(error))
+                    yield Entry(key=key, members={}, note=str(error))
+                else:
+                    yield Entry(key=key, members=members | empty)
+                    empty = {}
 
         with closing(pool), bar:
-            views = _Ahead(pool, shards=todo, index=index, ahead=workers * data.prefetch)
+            ahead = _Ahead(pool, shards=todo, index=index, ahead=workers * data.prefetch)
             for number in todo:
                 clips = index.shards[number]
-                entries = (entry(*next(views)) for _ in range(clips.num_samples))
-                progress.note(write_shard(self.output / clips.name, entries), clips=clips)
+                info = write_shard(self.output / clips.name, entries(clips))
+                progress.note(info, clips=clips)
 
 
 class _Progress:
@@ -195,6 +221,7 @@ class _Progress:
         """
         path = self._folder / _SETTINGS
         if overwrite and is_main:
+            self._check_is_cache()
             claim_folder(self._folder, overwrite=True)
             for old in (path, *self._folder.glob(f"*{_DONE}")):
                 old.unlink(missing_ok=True)
@@ -217,6 +244,14 @@ class _Progress:
         own = path.with_name(f"{path.name}.{os.getpid()}")
         write_atomically(own, json.dumps(self._settings, indent=1).encode())
         os.replace(own, path)
+
+    def _check_is_cache(self) -> None:
+        """Raise DataError where the folder holds shards of clips, which are not ours to replace."""
+        if not (self._folder / MANIFEST).is_file():
+            return
+        kind = open_manifest(files_at(self._folder)).kind
+        if kind != KIND:
+            raise DataError(f"--overwrite: {self._folder} holds {kind}; give another --output")
 
     def find(self, clips: ShardInfo) -> ShardInfo | None:
         """The finished shard of some clips, if it is whole and made of these very clips."""
@@ -242,36 +277,62 @@ class _Progress:
     def finish(self, infos: Sequence[ShardInfo], *, clips: Sequence[ShardInfo]) -> None:
         """All shards are whole: write the manifest, as every process that sees it may."""
         extra = {"settings": self._settings, "clips": [shard.sha256 for shard in clips]}
-        try:
-            write_manifest(self._folder, infos, kind=KIND, extra=extra)
-        except FileNotFoundError:
-            # Another process renamed its own, equal one in the same moment.
-            if not (self._folder / MANIFEST).is_file():
-                raise
+        write_manifest(self._folder, infos, kind=KIND, extra=json.loads(json.dumps(extra)))
 
     def _path(self, clips: ShardInfo) -> Path:
         return self._folder / (clips.name.removesuffix(".tar") + _DONE)
 
 
-class _Ahead(Iterator[tuple[str, "Future[Views]"]]):
-    """Clips of some shards in order, the next ones on their way."""
+class _Ahead(Iterator[Views]):
+    """The views of the clips of some shards in order, the next ones on their way.
+
+    Args:
+        pool: Makes them.
+        shards: Numbers of the shards.
+        index: Of the clips.
+        ahead: Clips to ask for before they are needed.
+    """
 
     def __init__(
         self, pool: ReaderPool, *, shards: Sequence[int], index: ShardIndex, ahead: int
     ) -> None:
-        starts = [end - s.num_samples for end, s in zip(index.ends, index.shards, strict=True)]
-        self._clips = (i for s in shards for i in range(starts[s], index.ends[s]))
         self._pool, self._index, self._ahead = pool, index, ahead
-        self._waiting: deque[tuple[str, Future[Views]]] = deque()
+        self._clips = self._all_clips(shards)
+        self._waiting: deque[tuple[int, Future[Views]]] = deque()
 
-    def __next__(self) -> tuple[str, "Future[Views]"]:
-        for i in self._clips:
-            self._waiting.append((self._index.sample(i).key, self._pool.submit(i)))
-            if len(self._waiting) > self._ahead:
-                break
+    def key(self) -> str:
+        """Of the next clip."""
+        self._ask()
+        return self._index.sample(self._waiting[0][0]).key
+
+    def __next__(self) -> Views:
+        """The views of the next clip, tried again where a process was lost.
+
+        Raises:
+            DataError: The clip is damaged.
+            LostReaderError: Two processes were lost on it.
+        """
+        self._ask()
+        i, future = self._waiting.popleft()
+        try:
+            return future.result()
+        except LostReaderError:
+            # It may have been ended from outside, and what is written here stays.
+            return self._pool.submit(i).result()
+
+    def _all_clips(self, shards: Sequence[int]) -> Iterator[int]:
+        for place, number in enumerate(shards):
+            # A long way to go is no fault of a clip: it is gone before the clip is asked for.
+            self._index.files.fetch([self._index.shards[number]])
+            self._index.files.prefetch(self._index.shards[n] for n in shards[place + 1 : place + 2])
+            end = self._index.ends[number]
+            yield from range(end - self._index.shards[number].num_samples, end)
+
+    def _ask(self) -> None:
+        while len(self._waiting) <= self._ahead and (i := next(self._clips, None)) is not None:
+            self._waiting.append((i, self._pool.submit(i)))
         if not self._waiting:
             raise StopIteration
-        return self._waiting.popleft()
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -289,6 +350,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace, *, config: Config, place: Place) -> None:
+    if options.output.resolve() == Path(options.shards).resolve():
+        raise DataError(
+            f"--output: expected a folder of its own, got that of --shards: {options.output}"
+        )
     if options.recolourings < 1:
         raise DataError(f"--recolourings: expected at least 1, got {options.recolourings}")
     if config.data.crop != "center" or config.data.buckets:

@@ -4,13 +4,14 @@ The state of the data is one integer: how many samples the whole job has consume
 slots r * b .. r * b + b - 1 of every world_size * b consecutive numbers, so 2 ranks of 1 see what
 1 rank of 2 sees, and `start` costs the same for any value.
 
-Clips are decoded in processes of their own, so that nothing in a video file can end or stop the
-training process; a thread joins them to batches, ahead of the consumer.
+PyAV decodes clips in processes of their own, so that nothing in a video file can end or stop the
+training process; a thread joins them to batches, ahead of the consumer. DALI works in that thread.
 """
 
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,7 +119,15 @@ class Batches(Iterator[AnyBatch]):
                 "expected 0 <= place_rank < world_size and start >= 0, got "
                 f"{place_rank}, {world_size} and {start}"
             )
+        if config.data.buckets and start % config.train.micro_batch_size:
+            raise DataError(
+                f"data.buckets: the run stands at sample {start}, within a batch of one size; "
+                f"expected a train.micro_batch_size that divides it, got "
+                f"{config.train.micro_batch_size}"
+            )
         self._config, self._device = config, torch.device(device)
+        if self._device.type == "cuda" and self._device.index is None:
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._source, self._joiner = _open(config, device=self._device)
         self.damage = DamageCount(
             source=self._source.name(),
@@ -142,6 +151,8 @@ class Batches(Iterator[AnyBatch]):
         self._room = threading.Semaphore(1)
         self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._joining: tuple[float, list[str]] = 0.0, []
+        """Since when which clips are being joined."""
 
     def __enter__(self) -> "Batches":
         return self
@@ -152,13 +163,14 @@ class Batches(Iterator[AnyBatch]):
     def __next__(self) -> AnyBatch:
         if self._is_closed.is_set():
             raise ValueError("the batches were closed")
+        if self._pool is None:
+            self._pool = _start_pool(self._source, config=self._config)
         if self._config.data.num_workers == 0:
-            self._pool = self._pool or _Inline(self._source)
             return self._joiner.finish(self._next_joined())
         if self._thread is None:
             self._thread = threading.Thread(target=self._run_ahead, name="data-join", daemon=True)
             self._thread.start()
-        joined = self._ready.get()
+        joined = self._wait_for_batch()
         self._room.release()
         if isinstance(joined, _Failure):
             self.close()
@@ -174,9 +186,34 @@ class Batches(Iterator[AnyBatch]):
         self._is_closed.set()
         if self._pool is not None:
             self._pool.close()
-        if self._thread is not None:
+        if self._thread is not None and not self._is_joining_too_long():
             self._thread.join()
-        self._joiner.close()
+            self._joiner.close()
+
+    def _wait_for_batch(self) -> object:
+        while True:
+            try:
+                return self._ready.get(timeout=0.5)
+            except queue.Empty:
+                if self._is_joining_too_long():
+                    keys = ", ".join(self._joining[1])
+                    self._is_closed.set()
+                    raise DataError(
+                        f"{self.damage.source}: decoding {keys} did not end within "
+                        f"data.decode_seconds={self._config.data.decode_seconds:g}, and DALI works "
+                        "in this process; data.decoder=pyav decodes in processes that can be ended"
+                    ) from None
+
+    def _is_joining_too_long(self) -> bool:
+        since, keys = self._joining
+        return bool(keys) and time.monotonic() - since > self._config.data.decode_seconds
+
+    def _join(self, examples: list[tuple[ExampleTask, Any]]) -> object:
+        self._joining = time.monotonic(), [example.facts.key for _, example in examples]
+        try:
+            return self._joiner.join([example for _, example in examples])
+        finally:
+            self._joining = 0.0, []
 
     def _run_ahead(self) -> None:
         """The thread that keeps one joined batch ready."""
@@ -188,7 +225,6 @@ class Batches(Iterator[AnyBatch]):
             if not self._room.acquire(timeout=0.1):
                 continue
             try:
-                self._pool = self._pool or _start_pool(self._source, config=self._config)
                 joined = self._next_joined()
             except BaseException as error:
                 joined = _Failure(error=error)
@@ -209,7 +245,7 @@ class Batches(Iterator[AnyBatch]):
         examples = [self._settle(pending) for pending in self._waiting.popleft()]
         while True:
             try:
-                return self._joiner.join([example for _, example in examples])
+                return self._join(examples)
             except DamagedClipsError as error:
                 examples = [
                     self._settle(self._replace(task, reason=error.reasons[example.facts.key]))
@@ -220,6 +256,8 @@ class Batches(Iterator[AnyBatch]):
 
     def _submit(self, task: ExampleTask) -> "_Pending":
         assert self._pool is not None
+        # Here, as a long way to go is no fault of the clip and not under its deadline.
+        self._source.fetch(place_of(task, order=self._source.order).index)
         return _Pending(task=task, future=self._pool.submit(task))
 
     def _settle(self, pending: "_Pending") -> tuple[ExampleTask, Any]:
@@ -283,6 +321,8 @@ def _open(config: Config, *, device: torch.device) -> tuple[ExampleSource, Joine
 
 def _start_pool(source: ExampleSource, *, config: Config) -> _Pool:
     data = config.data
+    if data.num_workers == 0:
+        return _Inline(source)
     if data.source == "latents":
         return _Threads(source, num_workers=data.num_workers)
     return ReaderPool(source, num_workers=data.num_workers, deadline_seconds=data.decode_seconds)

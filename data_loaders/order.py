@@ -272,6 +272,13 @@ def parse_bucket(text: str) -> ClipSize:
     return ClipSize(num_frames=num_frames, height=height, width=width)
 
 
+def sizes_of(data: DataConfig) -> list[tuple[ClipSize, float]]:
+    """Every size that batches have, with its share of the samples."""
+    if not data.buckets:
+        return [(size_at(0, seed=0, data=data), 1.0)]
+    return list(zip(map(parse_bucket, data.buckets), data.bucket_weights, strict=True))
+
+
 def color_generator(*, seed: int, epoch: int, key: str) -> np.random.Generator:
     """Generator of the entity colours of one clip in one epoch: new colours each time it is seen.
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 from data_loaders.reader_process import receive_answer
 
 _MOST_FAILED_STARTS = 3
+_SECONDS_TO_START = 120.0
+_SECONDS_TO_END = 1.0
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,7 +55,7 @@ class _Worker:
     is_ready: bool = False
     task: _Task | None = None
     started: float = 0.0
-    """Clock time at which the task was sent."""
+    """Clock time at which the task was sent, or the process begun."""
 
 
 class ReaderPool:
@@ -74,6 +77,7 @@ class ReaderPool:
         self._tasks: deque[_Task] = deque()
         self._failed_starts = 0
         self._is_closed = False
+        self._error: BaseException = ClosedPoolError("the pool was closed")
         self._lock = threading.Lock()
         self._wakeup, self._waker = Pipe(duplex=False)
         self._thread = threading.Thread(target=self._serve, name="data-workers", daemon=True)
@@ -87,7 +91,7 @@ class ReaderPool:
         entry = _Task(content=task)
         with self._lock:
             if self._is_closed:
-                raise ClosedPoolError("the pool is closed")
+                raise self._error
             self._tasks.append(entry)
             self._waker.send_bytes(b"+")
         return entry.future
@@ -108,20 +112,25 @@ class ReaderPool:
     def _serve(self) -> None:
         """The thread that owns the processes; they end with it."""
         try:
+            error: BaseException = ClosedPoolError("the pool was closed")
             while not self._is_closed:
                 while len(self._workers) < self._count and not self._has_given_up():
                     self._workers.append(self._start())
                 self._hand_out()
                 self._collect()
+        except BaseException as raised:
+            # Of starting a process, as a rule: memory or process numbers are at an end.
+            error = ReaderStartError(f"data processes cannot be started or reached: {raised!r}")
         finally:
             for worker in self._workers:
                 self._end(worker)
                 if worker.task:
-                    worker.task.future.set_exception(ClosedPoolError("the pool was closed"))
+                    worker.task.future.set_exception(error)
             with self._lock:
-                self._is_closed = True
+                self._is_closed, self._error = True, error
                 for task in self._tasks:
-                    task.future.cancel()
+                    if task.future.set_running_or_notify_cancel():
+                        task.future.set_exception(error)
             self._wakeup.close()
             self._waker.close()
 
@@ -148,7 +157,7 @@ class ReaderPool:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         theirs.close()
-        worker = _Worker(process=process, connection=ours)
+        worker = _Worker(process=process, connection=ours, started=time.monotonic())
         try:
             ours.send_bytes(self._work)
         except OSError:
@@ -169,28 +178,32 @@ class ReaderPool:
 
     def _collect(self) -> None:
         """Wait for an answer, a death, a deadline or a new task, and settle what has come."""
-        busy = [worker for worker in self._workers if worker.task]
-        nearest = min((worker.started for worker in busy), default=None)
-        timeout = None if nearest is None else nearest + self._deadline - time.monotonic()
+        ends = [self._end_of(worker) for worker in self._workers]
+        timeout = max(0.0, min(ends) - time.monotonic()) if min(ends, default=inf) < inf else None
         by_connection = {worker.connection: worker for worker in self._workers}
-        timeout = None if timeout is None else max(0.0, timeout)
         for ready in wait([self._wakeup, *by_connection], timeout):
             if ready is self._wakeup:
                 self._wakeup.recv_bytes()
             else:
                 self._receive(by_connection[ready])  # type: ignore[index]
-        for worker in busy:
-            if worker.task and time.monotonic() - worker.started > self._deadline:
-                self._lose(worker, f"did not end within {self._deadline:g} seconds and was stopped")
+        for worker in list(self._workers):
+            if time.monotonic() > self._end_of(worker):
+                seconds = self._deadline if worker.is_ready else _SECONDS_TO_START
+                self._lose(worker, f"did not end within {seconds:g} seconds and was stopped")
+
+    def _end_of(self, worker: _Worker) -> float:
+        """Clock time at which it is to be ended."""
+        if not worker.is_ready:
+            return worker.started + _SECONDS_TO_START
+        return worker.started + self._deadline if worker.task else inf
 
     def _receive(self, worker: _Worker) -> None:
         try:
             # The first message says that it is ready.
             receive = receive_answer if worker.is_ready else Connection.recv
             answer = receive(worker.connection)
-        except (EOFError, OSError):
-            status = worker.process.wait()
-            self._lose(worker, f"its process ended with {_name_status(status)}")
+        except (EOFError, OSError) as error:
+            self._lose(worker, _end_reason(worker.process, error))
             return
         if not worker.is_ready:
             worker.is_ready, self._failed_starts = True, 0
@@ -215,6 +228,14 @@ class ReaderPool:
         worker.process.kill()
         worker.process.wait()
         worker.connection.close()
+
+
+def _end_reason(process: "subprocess.Popen[bytes]", error: Exception) -> str:
+    """Why nothing comes from a process; it may have ended, or the fault may be on our side."""
+    try:
+        return f"its process ended with {_name_status(process.wait(_SECONDS_TO_END))}"
+    except subprocess.TimeoutExpired:
+        return f"its process could not be read from ({error!r}) and was stopped"
 
 
 def _name_status(status: int) -> str:

@@ -93,12 +93,21 @@ def _answer(work: object, task: object) -> tuple[bytes, list[pickle.PickleBuffer
     try:
         answer = (True, work(task))  # type: ignore[operator]
     except Exception as error:  # the other end decides what it means
-        answer = (False, error)
+        answer = (False, _portable(error))
     arrays: list[pickle.PickleBuffer] = []
     try:
         return pickle.dumps(answer, protocol=5, buffer_callback=arrays.append), arrays
-    except Exception as error:  # an exception with parts that do not travel
+    except Exception as error:  # a result with parts that do not travel
         return pickle.dumps((False, RuntimeError(f"{answer[1]!r} ({error})")), protocol=5), []
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one of its text where it does not come out of a pickle as it went in."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes of this very line
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ class ColormapConfig:
 
     segmentation: Literal["pixelplanes", "location_aware"] = "pixelplanes"
     min_distance: float = 0.0
-    """Least RGB distance (0..441) between two entities of a clip; 0 is the paper's rule."""
+    """Least RGB distance (0..441) between two entities of a clip; 0 is the paper's rule. A clip
+    with too many entities gets half of it, and so on."""
     location_grid: int = 11
     """location_aware: the frame is cut into grid x grid cells, one colour each."""
     depth_inverse: Literal["paper", "midbin"] = "midbin"
@@ -168,9 +169,10 @@ class DataConfig:
     shuffle_run: int = 64
     """Samples of each of them that are mixed at a time."""
     decoder: Literal["pyav", "dali"] = "pyav"
-    """pyav: every codec, in processes; dali: VP9 on the CPU, H.264 on the GPU, resizing on both."""
+    """pyav: every codec, in processes that can be ended; dali: VP9 on the CPU, H.264 on the GPU,
+    and resizing on both, in the training process."""
     decode_seconds: float = 120.0
-    """A clip that takes longer to decode counts as damaged, and its process is ended."""
+    """A process that decodes for longer is ended, and its clip tried once more, then left out."""
     num_workers: int = 2
     """Processes that read and decode; 0 = while training waits."""
     prefetch: int = 2

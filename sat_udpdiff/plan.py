@@ -10,13 +10,14 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from data_loaders.latent_cache import KIND
+from data_loaders.order import sizes_of
 from data_loaders.shard_files import is_address
 from data_loaders.shard_format import CLIPS
 from data_loaders.shards import ShardIndex
@@ -95,11 +96,12 @@ class Memory:
 
 
 def derive_sizes(config: Config) -> Sizes:
-    """The sizes of `config`; the network is built on the meta device.
+    """The sizes of `config`, of its largest bucket; the network is built on the meta device.
 
     Raises:
         DataError: `data.shards` names a folder whose manifest cannot be read.
     """
+    config = _with_largest_size(config)
     latent = _latent_shape(config)
     video_tokens = latent[0] * latent[2] * latent[3] // config.model.patch_size**2
     parameters = count_parameters(config)
@@ -128,10 +130,11 @@ def count_parameters(config: Config) -> int:
 
 
 def estimate_memory(config: Config, *, sizes: Sizes, world_size: int) -> Memory:
-    """Bytes on each of `world_size` devices during training.
+    """Bytes on each of `world_size` devices during training, in batches of the largest bucket.
 
     ZeRO stage 1 shards the optimizer over the processes, 2 the gradients too, 3 the weights too.
     """
+    config = _with_largest_size(config)
     count, width = sizes.parameters, _BYTES[config.train.precision]
     stage = config.train.zero_stage
     shard = {at: world_size if stage >= at else 1 for at in (1, 2, 3)}
@@ -173,6 +176,13 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
     ]
     parts += [f"note: {note}" for note in notes(config)]
     return "\n".join(parts) + "\n"
+
+
+def _with_largest_size(config: Config) -> Config:
+    """The configuration with its largest bucket as the one size."""
+    sizes = [size for size, _ in sizes_of(config.data)]
+    size = max(sizes, key=lambda size: size.num_frames * size.height * size.width)
+    return replace(config, data=replace(config.data, buckets=(), **asdict(size)))
 
 
 def _latent_shape(config: Config) -> tuple[int, int, int, int]:
@@ -286,8 +296,10 @@ def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:
 
 def _format_samples(config: Config, *, sizes: Sizes, batch: int) -> str:
     if sizes.samples is None:
-        name = config.data.latents if config.data.source == "latents" else config.data.shards
-        return f"unknown, nothing at {name}" if name else "unknown"
+        is_cached = config.data.source == "latents"
+        name = config.data.latents if is_cached else config.data.shards
+        what = "latents" if is_cached else "shards"
+        return f"unknown, no {what} at {name}" if name else "unknown"
     epochs = batch * config.train.steps / max(sizes.samples, 1)
     return f"{sizes.samples:,}; the run takes {epochs:.2f} epochs"
 

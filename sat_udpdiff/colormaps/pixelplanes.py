@@ -4,6 +4,7 @@ Unlabelled pixels (id 0) are black, and black is never drawn. Decoding is in `pi
 and available here.
 """
 
+import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 
@@ -84,5 +85,6 @@ def encode(
     packed = table.view(np.uint32)[:, 0]
     rgb = np.empty((*entity_ids.shape, 3), np.uint8)
     for t, ids in enumerate(entity_ids):
-        rgb[t] = packed.take(ids)[..., None].view(np.uint8)[..., :3]
+        # Copies three of four bytes, a third of the time of a strided assignment.
+        cv2.cvtColor(packed.take(ids)[..., None].view(np.uint8), cv2.COLOR_BGRA2BGR, dst=rgb[t])
     return rgb

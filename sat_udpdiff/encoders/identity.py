@@ -6,10 +6,12 @@ Cached latents carry them, so that latents of two encoders can never be mixed un
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sat_udpdiff.config import TextEncoderConfig, VideoCodecConfig
+from sat_udpdiff.config import Config, TextEncoderConfig, VideoCodecConfig
 from sat_udpdiff.encoders import text, vae
 from sat_udpdiff.encoders.source import WeightSource
 
@@ -27,12 +29,9 @@ def codec_identity(config: VideoCodecConfig) -> dict[str, Any]:
 
     Returns:
         Digests of the files ({} where they are not on this machine) and the settings that matter.
-
-    Raises:
-        ValueError: `config.weights` names nothing.
     """
     return {
-        "files": _digests(vae.find_codec(config), folders=("",)),
+        "files": _digests(partial(vae.find_codec, config), folders=("",)),
         "dtype": config.dtype,
         "encode_chunks": config.encode_chunks,
         "tiling": config.tiling,
@@ -42,38 +41,47 @@ def codec_identity(config: VideoCodecConfig) -> dict[str, Any]:
 def text_identity(config: TextEncoderConfig, *, text_length: int) -> dict[str, Any]:
     """What decides the embedding of a caption; see `codec_identity`."""
     return {
-        "files": _digests(text.find_text_encoder(config), folders=("", "../tokenizer")),
+        "files": _digests(partial(text.find_text_encoder, config), folders=("", "../tokenizer")),
         "dtype": config.dtype,
         "text_length": text_length,
         "unconditional": config.unconditional,
     }
 
 
-def _digests(source: WeightSource, *, folders: tuple[str, ...]) -> dict[str, str]:
+def require_encoders(config: Config) -> None:
+    """Check that both encoders are on this machine, for a cache must say what made it.
+
+    Raises:
+        ValueError: One is not; names the key and how to get it.
+    """
+    for key, weights, find, get in (
+        ("codec.weights", config.codec.weights, partial(vae.find_codec, config.codec), "vae/*"),
+        ("text.weights", config.text.weights, partial(text.find_text_encoder, config.text), ""),
+    ):
+        if not find().is_local:
+            include = f" --include '{get}'" if get else ""
+            raise ValueError(
+                f"{key}: {weights} is not on this machine: hf download {weights}{include}"
+            )
+
+
+def _digests(find: Callable[[], WeightSource], *, folders: tuple[str, ...]) -> dict[str, str]:
     """File name -> SHA-256, of the files in some folders relative to the source's own."""
-    top = Path(source.name) if source.is_local else _downloaded(source.name)
-    if top is None:
+    try:
+        source = find()
+    except ValueError:
+        return {}
+    if not source.is_local:
         return {}
     found = {}
     for folder in folders:
         # Beside a folder that holds everything there is no second one to look at.
         if folder and not source.subfolder:
             continue
-        place = Path(os.path.normpath(top / source.subfolder / folder))
+        place = Path(os.path.normpath(Path(source.name) / source.subfolder / folder))
         for path in sorted({path for pattern in _READ for path in place.glob(pattern)}):
             found[os.path.normpath(Path(folder) / path.name)] = file_sha256(path)
     return found
-
-
-def _downloaded(hub_id: str) -> Path | None:
-    """Where a model of the hub lies on this machine, if it does; nothing is downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def file_sha256(path: Path) -> str:

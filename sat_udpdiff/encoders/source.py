@@ -55,8 +55,25 @@ def find_source(
             f"{key}: the weights shipped with the project are missing at {folder}; {get}"
         )
     if HUB_ID.fullmatch(weights):
+        if (local := _downloaded(weights, subfolder=subfolder)) is not None:
+            return local
         return WeightSource(name=weights, subfolder=subfolder or "", is_local=False)
     raise ValueError(f"{key}: no folder {weights!r}, and it is no hub id (owner/name); {get}")
+
+
+def _downloaded(hub_id: str, *, subfolder: str | None) -> WeightSource | None:
+    """A model of the hub that is on this machine already, in its folder or at the top of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    for inner in (subfolder or "", ""):
+        if (folder / inner / "config.json").is_file():
+            return WeightSource(name=str(folder), subfolder=inner, is_local=True)
+    return None
 
 
 def loading_error(source: WeightSource, *, key: str, get: str, cause: Exception) -> ValueError:

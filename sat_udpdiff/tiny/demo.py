@@ -37,7 +37,7 @@ from sat_udpdiff.weights.load import load_network_weights
 REPOSITORY = Path(__file__).parents[2]
 _SHEETS_SHOWN = 3
 _RECOLOURINGS = 4
-"""As many as the epochs that the training takes."""
+"""A clip is seen five times, in half of them with its entities."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_loaders.batches import AnyBatch
+from data_loaders.damage import DamageCount
 from data_loaders.loader import Batches
 from sat_udpdiff.config import Config
 from sat_udpdiff.diffusion.loss import LossTerms, diffusion_loss
@@ -165,9 +166,9 @@ class TimedBatches:
         self._seconds = 0.0
 
     @property
-    def num_damaged(self) -> int:
+    def damage(self) -> DamageCount:
         """Clips that this rank could not use so far."""
-        return len(self._batches.damage.reasons)
+        return self._batches.damage
 
     def __iter__(self) -> Iterator[AnyBatch]:
         return self
@@ -273,9 +274,10 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
         flops_per_sample=flops_per_sample(config),
         peak_flops=peak * place.world_size if peak else None,
     )
-    of_ranks = ranks.gather((times["data_wait_seconds"], data.num_damaged), place=place)
+    of_ranks = ranks.gather((times["data_wait_seconds"], data.damage.reasons), place=place)
     # All ranks stand still until the slowest has its data.
     times["data_wait_seconds"] = max(wait for wait, _ in of_ranks)
+    damage = data.damage.joined(reasons for _, reasons in of_ranks)
     values = {
         "step": state.step,
         **meter.means(),
@@ -283,10 +285,11 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
         "samples_seen": state.samples_seen,
         "bad_steps": state.bad_steps,
         "overflow_steps": state.overflow_steps,
-        "damaged_clips": sum(damaged for _, damaged in of_ranks),
+        "damaged_clips": len(damage.reasons),
         **times,
     }
     log.write(values)
+    damage.check()
 
 
 def _save(trainer: Trainer, meter: Meter) -> None:

@@ -196,7 +196,7 @@ class RunLog:
         share = values["data_wait_seconds"] / values["step_seconds"]
         was_waiting, self._is_waiting = self._is_waiting, share > _MOST_DATA_WAIT
         if self._is_waiting and not was_waiting:
-            advice = data_advice(self._config.data, cores=os.cpu_count() or 1)
+            advice = data_advice(self._config.data, cores=len(os.sched_getaffinity(0)))
             self.tell(
                 f"step {values['step']}: {share:.0%} of the time went by waiting for data: {advice}"
             )

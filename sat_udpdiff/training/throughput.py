@@ -2,6 +2,7 @@
 
 import torch
 
+from data_loaders.order import sizes_of
 from sat_udpdiff.config import Config
 from sat_udpdiff.encoders.latents import latent_size
 from sat_udpdiff.model.accounting import forward_flops
@@ -25,15 +26,16 @@ The first entry whose name is part of the device's name counts.
 def flops_per_sample(config: Config) -> float:
     """FLOPs of training on one sample: a forward, and a backward of twice its cost.
 
-    Recomputed activations and the frozen encoders are not counted, as MFU wants it.
+    Recomputed activations and the frozen encoders are not counted, as MFU wants it. With buckets
+    it is the mean over samples.
     """
-    size = latent_size(
-        config.codec,
-        num_frames=config.data.num_frames,
-        height=config.data.height,
-        width=config.data.width,
-    )
-    return 3.0 * forward_flops(config.model, size.frames, size.height, size.width)
+    total = 0.0
+    for clip, share in sizes_of(config.data):
+        size = latent_size(
+            config.codec, num_frames=clip.num_frames, height=clip.height, width=clip.width
+        )
+        total += share * forward_flops(config.model, size.frames, size.height, size.width)
+    return 3.0 * total
 
 
 def peak_flops(device: torch.device, *, precision: str) -> float | None:

@@ -13,6 +13,7 @@ from data_loaders.synthetic import WorldConfig, make_clip
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.plan import Memory, derive_sizes, dry_run_report, estimate_memory
+from sat_udpdiff.training.throughput import flops_per_sample
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -189,3 +190,29 @@ def test_samples_of_shards_give_the_epochs(tmp_path):
 
 def test_defaults_are_the_5b_model():
     assert derive_sizes(Config()).parameters == 5_570_677_376
+
+
+def test_buckets_are_planned_for_their_largest_and_timed_for_their_mean():
+    base = ["configs/tiny.yaml"]
+    alone = [load_config(base, [f"data.num_frames={n}"]) for n in (9, 5)]
+    both = load_config(base, ["data.buckets=[9x32x48,5x32x48]", "data.bucket_weights=[0.25,0.75]"])
+    assert derive_sizes(both).latent == derive_sizes(alone[0]).latent
+    memory = [estimate_memory(c, sizes=derive_sizes(c), world_size=1) for c in (both, alone[0])]
+    assert memory[0] == memory[1]
+    flops = [flops_per_sample(config) for config in alone]
+    assert flops_per_sample(both) == pytest.approx(0.25 * flops[0] + 0.75 * flops[1])
+
+
+def test_cached_latents_need_no_encoders():
+    video = load_config(["configs/tiny.yaml"], [])
+    cached = load_config(["configs/tiny.yaml"], ["data.source=latents"])
+    with_videos = load_config(
+        ["configs/tiny.yaml"],
+        ["data.source=latents", "validation.every_steps=5", "validation.prompts=[a]"],
+    )
+    memory = [
+        estimate_memory(c, sizes=derive_sizes(c), world_size=1)
+        for c in (video, cached, with_videos)
+    ]
+    assert memory[0].encoders == memory[2].encoders > memory[1].encoders == 0
+    assert memory[0].encoding > memory[1].encoding == 0

@@ -16,10 +16,12 @@ import torch
 from data_loaders import latents
 from data_loaders.batches import LatentBatch
 from data_loaders.loader import Batches
+from data_loaders.reader_pool import ReaderPool
 from data_loaders.schema import DataError
 from data_loaders.shards import ShardIndex, write_shards
 from data_loaders.synthetic import WorldConfig, make_clip
 from sat_udpdiff.config_io import load_config
+from sat_udpdiff.encoders.identity import codec_identity
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training.example import make_example
 
@@ -249,6 +251,67 @@ def test_a_damaged_cache_is_noticed(small_world, cache, tmp_path):
     source = ["data.source=latents", f"data.latents={folder}", "data.max_bad_share=0"]
     with pytest.raises(DataError, match=rf"{stored.key}: .*'video.safetensors': damaged"):
         examples(run_config(small_world, *source), 4)
+
+
+def test_a_process_that_is_killed_leaves_no_hole_in_the_cache(
+    small_world, clips, cache, tmp_path, monkeypatch
+):
+    submit, killed = ReaderPool.submit, []
+
+    def submit_and_kill(self, task):
+        future = submit(self, task)
+        while not killed and not future.running() and not future.done():
+            time.sleep(0.001)
+        if not killed:
+            killed.append(self.process_ids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+        return future
+
+    monkeypatch.setattr(ReaderPool, "submit", submit_and_kill)
+    assert call(small_world, clips, tmp_path / "cache", "--recolourings", "2") == 0
+    assert killed
+    name = "shard-000000.tar"
+    assert (tmp_path / "cache" / name).read_bytes() == (cache / name).read_bytes()
+
+
+def test_clips_are_not_taken_for_an_old_cache(small_world, clips, tmp_path, capsys):
+    shards = tmp_path / "shards"
+    shutil.copytree(clips, shards)
+    for output, more in ((shards, []), (shards / ".." / "shards", ["--overwrite"])):
+        assert call(small_world, clips if output == clips else shards, output, *more) == 1
+        assert "expected a folder of its own" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(clips, other)
+    assert call(small_world, clips, other, "--overwrite") == 1
+    assert f"{other} holds clips" in capsys.readouterr().err
+    assert len(ShardIndex.open(other)) == len(ShardIndex.open(shards)) == NUM_CLIPS
+
+
+def test_a_cache_says_what_made_it_or_is_not_made(small_world, clips, tmp_path, capsys):
+    more = ["codec.weights=some-body/some-codec"]
+    assert call(small_world, clips, tmp_path / "cache", *more) == 1
+    expected = "codec.weights: some-body/some-codec is not on this machine: hf download some-body"
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("weights", ["/folder/that/is/gone", "some-body/some-codec"])
+def test_training_from_a_cache_needs_no_encoders(small_world, cache, caplog, weights):
+    source = ["data.source=latents", f"data.latents={cache}", f"codec.weights={weights}"]
+    assert len(examples(run_config(small_world, *source), 2)) == 2
+    assert "codec.files is not here" in caplog.text
+
+
+def test_a_model_of_the_hub_is_known_by_its_files(tmp_path, monkeypatch, small_world):
+    config = run_config(small_world, "codec.weights=some-body/some-codec", "codec.subfolder=vae")
+    assert codec_identity(config.codec)["files"] == {}
+    snapshot = tmp_path / "hub" / "models--some-body--some-codec" / "snapshots" / ("0" * 40)
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(small_world.folder / "codec", snapshot / "vae")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = codec_identity(config.codec)["files"]
+    assert found == codec_identity(run_config(small_world).codec)["files"] != {}
 
 
 def test_wrong_options_end_in_one_line(small_world, clips, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Processes that crash or hang cost their task and nothing else."""
 
+import errno
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from data_loaders import reader_pool
 from data_loaders.reader_pool import ClosedPoolError, LostReaderError, ReaderPool, ReaderStartError
 from data_loaders.schema import DataError
 
@@ -20,6 +22,8 @@ class Work:
             return value * value, os.getpid()
         if kind == "error":
             raise DataError(value)
+        if kind == "no way":
+            raise NoWayError(value, value)
         if kind == "strange":
             raise StrangeError(lambda: None)
         if kind == "exit":
@@ -110,8 +114,9 @@ def test_closing_ends_processes_that_hang(pool):
             os.kill(process, 0)
     with pytest.raises(ClosedPoolError, match="the pool was closed"):
         hanging.result(timeout=0)
-    assert waiting[-1].cancelled()
-    with pytest.raises(ClosedPoolError, match="the pool is closed"):
+    with pytest.raises(ClosedPoolError, match="the pool was closed"):
+        waiting[-1].result(timeout=0)
+    with pytest.raises(ClosedPoolError, match="the pool was closed"):
         pool.submit(("square", 1))
 
 
@@ -133,3 +138,39 @@ def test_processes_that_never_start_are_not_tried_for_ever():
             pool.submit(("square", 1)).result(timeout=30)
     finally:
         pool.close()
+
+
+class NoWayError(Exception):
+    """Goes into a pickle and does not come out."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def test_errors_that_cannot_be_unpickled_cost_their_task_alone(pool):
+    with pytest.raises(RuntimeError, match="NoWayError: first"):
+        pool.submit(("no way", "first")).result(timeout=30)
+    assert pool.submit(("square", 3)).result(timeout=30)[0] == 9
+
+
+def test_a_fault_on_our_own_side_is_no_wait_for_ever(pool, monkeypatch):
+    def fail(connection):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    assert pool.submit(("square", 2)).result(timeout=30)[0] == 4
+    monkeypatch.setattr(reader_pool, "receive_answer", fail)
+    with pytest.raises(LostReaderError, match=r"could not be read from \(.*Too many open files"):
+        pool.submit(("bytes", 100)).result(timeout=30)
+    monkeypatch.undo()
+    assert pool.submit(("square", 3)).result(timeout=30)[0] == 9
+
+
+def test_a_machine_that_gives_no_process_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(reader_pool.subprocess, "Popen", fail)
+    pool = ReaderPool(Work(), num_workers=1, deadline_seconds=5.0)
+    with pytest.raises(ReaderStartError, match="Resource temporarily unavailable"):
+        pool.submit(("square", 1)).result(timeout=30)
+    pool.close()
