@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from urllib.parse import unquote, urlsplit
 
-from data_loaders.atomic_file import partial_of
+from data_loaders.atomic_file import partial_of, partials_of, sync_folder
 from data_loaders.schema import DataError
 from data_loaders.shard_format import HOW_TO_MAKE, MANIFEST, ShardInfo
 from data_loaders.transfer import SCHEMES, file_system, try_often
@@ -252,9 +252,13 @@ class CachedFiles(ShardFiles):
                     raise DataError(f"expected sha256 {sha256}, got {digest}")
                 os.fsync(file.fileno())
 
+        # Of processes that were killed, as the lock is ours: nothing else would free the gigabytes.
+        for left in partials_of(path):
+            left.unlink(missing_ok=True)
         try:
             try_often(transfer, url=url)
             os.replace(partial, path)
+            sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 

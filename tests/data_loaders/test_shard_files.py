@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from data_loaders import shard_files, transfer
+from data_loaders.atomic_file import partial_of
 from data_loaders.schema import DataError
 from data_loaders.shard_files import cache_of, files_at
 from data_loaders.shards import ShardIndex, write_shards
@@ -178,10 +179,13 @@ def test_an_interrupted_download_leaves_nothing_that_counts(server, cache, monke
             index.read(0)
     assert whole_files(cache) == [] and not list(cache.glob("*.partial"))
     # Nor does what a killed process left half done.
-    stem = hashlib.sha256(b"").hexdigest()
     cache.mkdir(exist_ok=True)
-    (cache / f"shard-000000-{stem[:32]}.tar.partial").write_bytes(b"half")
+    name = f"shard-000000-{index.shards[0].sha256[:32]}.tar"
+    left = partial_of(cache / name)
+    left.write_bytes(b"half")
     assert index.read(0).key == "clip-0000"
+    # It would fill the disk, attempt by attempt.
+    assert not left.exists()
 
 
 def test_changed_files_are_never_mixed_with_old_copies(server, folder, cache, noise_sample):
