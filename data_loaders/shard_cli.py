@@ -29,7 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "verify",
         help="read every byte and name all that is damaged",
-        description="Read every byte of a folder of shards. Exit status 0: whole; 1: not.",
+        description="Read every byte of a folder of shards. Exit status 0: whole; 1: not. Of an "
+        "address everything is downloaded, whatever copies there are, and removed again.",
     )
     show = commands.add_parser(
         "inspect",

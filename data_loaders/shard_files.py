@@ -12,7 +12,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -20,10 +20,10 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from urllib.parse import unquote, urlsplit
 
-from data_loaders.atomic_file import partial_of
+from data_loaders.atomic_file import partial_of, partials_of, sync_folder
 from data_loaders.schema import DataError
 from data_loaders.shard_format import HOW_TO_MAKE, MANIFEST, ShardInfo
-from data_loaders.transfer import SCHEMES, file_system, try_often
+from data_loaders.transfer import SCHEMES, TransportError, file_system, try_often
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class ShardFiles(ABC):
         """Content of the manifest as it is now.
 
         Raises:
-            DataError: There is none, or it cannot be read.
+            DataError: There is none in the folder, or it cannot be read.
+            TransportError: It cannot be fetched; names the address.
         """
 
     @abstractmethod
@@ -61,7 +62,7 @@ class ShardFiles(ABC):
         """Path of a tar; fetched first where it is remote.
 
         Raises:
-            DataError: It cannot be fetched; names the address.
+            TransportError: It cannot be fetched; names the address.
         """
 
     @abstractmethod
@@ -69,17 +70,39 @@ class ShardFiles(ABC):
         """Path of an index; fetched first where it is remote.
 
         Raises:
-            DataError: It cannot be fetched; names the address.
+            TransportError: It cannot be fetched; names the address.
         """
 
     @abstractmethod
     def prefetch(self, shards: Iterable[ShardInfo]) -> None:
         """Begin to fetch tars and indices in the background; does nothing where they are local."""
 
+    @abstractmethod
+    def fetch(self, shards: Iterable[ShardInfo]) -> None:
+        """Fetch tars and indices, however long it takes; does nothing where they are local.
+
+        Raises:
+            TransportError: One cannot be fetched; names the address.
+        """
+
+    @abstractmethod
+    def drop_changed(self, shard: ShardInfo) -> bool:
+        """Remove this machine's copy of a tar where it is no longer what was fetched.
+
+        Returns:
+            Whether `tar` would fetch it anew; never where the files are local.
+        """
+
 
 def is_address(place: Path | str) -> bool:
-    """Whether this begins with a scheme, as `https://...` does and a folder does not."""
-    return _SCHEME.match(str(place)) is not None
+    """Whether this begins with a scheme, as `https://...` does and a folder does not.
+
+    A folder that is there may have a colon in its name, as `run:1`.
+    """
+    text = str(place)
+    if _SCHEME.match(text) is None:
+        return False
+    return "://" in text or "::" in text or not Path(text).is_dir()
 
 
 def files_at(
@@ -105,13 +128,13 @@ def files_at(
     if scheme not in SCHEMES or not address.startswith(f"{scheme}://") or "::" in address:
         allowed = ", ".join(f"{name}://" for name in SCHEMES)
         raise DataError(
-            f"data.shards: expected a folder or an address of {allowed}; got {str(place)!r}, "
-            "which is refused (pipe: would run a shell)"
+            f"shards: expected a folder that exists or an address of {allowed}; "
+            f"got {str(place)!r}, which is refused (pipe: would run a shell)"
         )
     if scheme == "file":
         parts = urlsplit(address)
         if parts.netloc not in ("", "localhost"):
-            raise DataError(f"data.shards: expected file:///folder, got {address!r}")
+            raise DataError(f"shards: expected file:///folder, got {address!r}")
         return LocalFiles(folder=Path(unquote(parts.path)))
     if max_cache_bytes is not None and max_cache_bytes <= 0:
         raise DataError(f"max_cache_bytes: expected None or a number > 0, got {max_cache_bytes}")
@@ -169,6 +192,12 @@ class LocalFiles(ShardFiles):
     def prefetch(self, shards: Iterable[ShardInfo]) -> None:  # noqa: D102
         pass
 
+    def fetch(self, shards: Iterable[ShardInfo]) -> None:  # noqa: D102
+        pass
+
+    def drop_changed(self, shard: ShardInfo) -> bool:  # noqa: D102
+        return False
+
 
 def check_size(path: Path, *, expected: int) -> None:
     """Check the size of a tar.
@@ -220,20 +249,53 @@ class CachedFiles(ShardFiles):
         for shard in shards:
             _background.ask(self, shard)
 
-    def _copy(self, name: str, *, sha256: str, size: int | None) -> Path:
+    def fetch(self, shards: Iterable[ShardInfo]) -> None:  # noqa: D102
+        for shard in shards:
+            self.index(shard)
+            self.tar(shard)
+
+    def drop_changed(self, shard: ShardInfo) -> bool:  # noqa: D102
+        path = self._path(shard.name, sha256=shard.sha256)
+        # Locked, lest the copy that another process has just made anew be removed.
+        with self._copying(path):
+            try:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
+                        return False
+            except FileNotFoundError:
+                return True
+            except OSError as error:  # a bad block
+                _log.warning("%s: cannot be read: %s", path, error)
+            _log.warning("%s: the copy has changed since it was fetched: fetching again", path)
+            path.unlink(missing_ok=True)
+        return True
+
+    def drop(self, shard: ShardInfo) -> None:
+        """Remove this machine's copy of a tar; the next use fetches it again."""
+        self._path(shard.name, sha256=shard.sha256).unlink(missing_ok=True)
+
+    def _path(self, name: str, *, sha256: str) -> Path:
         stem, dot, suffix = name.partition(".")
-        path = self.cache_dir / f"{stem}-{sha256[:32]}{dot}{suffix}"
-        if _mark_used(path):
-            return path
+        return self.cache_dir / f"{stem}-{sha256[:32]}{dot}{suffix}"
+
+    def _copying(self, path: Path) -> AbstractContextManager[None]:
+        return _locked(path.with_name(path.name + ".lock"))
+
+    def _copy(self, name: str, *, sha256: str, size: int | None) -> Path:
+        path = self._path(name, sha256=sha256)
         try:
+            if _mark_used(path):
+                return path
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_name(path.name + ".lock")):
+            with self._copying(path):
                 if not _mark_used(path):
                     if size is not None:
                         self._make_room(size)
                     self._download(name, path, sha256=sha256, size=size)
+        except TransportError:
+            raise
         except OSError as error:
-            raise DataError(
+            raise TransportError(
                 f"{self.address}/{name}: no copy in {self.cache_dir}: {error}"
             ) from error
         return path
@@ -252,9 +314,13 @@ class CachedFiles(ShardFiles):
                     raise DataError(f"expected sha256 {sha256}, got {digest}")
                 os.fsync(file.fileno())
 
+        # Of processes that were killed, as the lock is ours: nothing else would free the gigabytes.
+        for left in partials_of(path):
+            left.unlink(missing_ok=True)
         try:
             try_often(transfer, url=url)
             os.replace(partial, path)
+            sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -312,9 +378,8 @@ class _Background:
         while True:
             files, shard = self._queue.get()
             try:
-                files.index(shard)
-                files.tar(shard)
-            except DataError as error:
+                files.fetch([shard])
+            except (DataError, OSError) as error:
                 # Whoever needs the shard tries again and stops there.
                 _log.warning("prefetch: %s", error)
             finally:

@@ -22,7 +22,10 @@ HOW_TO_MAKE = (
     "make shards with `python -m data_loaders.synthetic OUT` or "
     "`python -m data_loaders.ingest VIDEOS OUT --captions captions.jsonl`"
 )
-OUR_FILES = re.compile(r"shard-\d{6}\.(tar|index\.json)(\.partial)?|manifest\.json(\.partial)?")
+# The endings of `atomic_file.partial_of`, and of versions before it that had one name alone.
+OUR_FILES = re.compile(
+    r"(shard-\d{6}\.(tar|index\.json)|manifest\.json)((\.[0-9a-f]{12})?\.partial)?"
+)
 # A name comes from a manifest, perhaps of a server: it must not lead out of the folder.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_\-]+\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -11,15 +11,16 @@ import tarfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from data_loaders.decode import decode_labels, frames_and_facts
 from data_loaders.schema import DataError, check_record
-from data_loaders.shard_files import LocalFiles, ShardFiles, check_size
+from data_loaders.shard_files import CachedFiles, LocalFiles, ShardFiles, check_size
 from data_loaders.shard_format import (
     CLIPS,
     LABEL_MEMBERS,
@@ -34,6 +35,7 @@ from data_loaders.shard_format import (
 )
 from data_loaders.shard_stats import ClipStats
 from data_loaders.shards import open_manifest
+from data_loaders.transfer import TransportError
 from data_loaders.worker_pool import ordered_map
 
 _TAR_BLOCK = 512
@@ -55,7 +57,8 @@ def verify(files: ShardFiles, *, workers: int = 0, decode: bool = False) -> Iter
     """Verify a folder of shards.
 
     Args:
-        files: Of the folder.
+        files: Of the folder. Of an address every shard is fetched anew, beside the copies that
+            are kept, and removed when it has been read.
         workers: Processes, each on a shard of its own; 0 = this one.
         decode: Decode every video and label of clips too.
 
@@ -64,7 +67,19 @@ def verify(files: ShardFiles, *, workers: int = 0, decode: bool = False) -> Iter
 
     Raises:
         DataError: The manifest cannot be read: nothing else can be verified.
+        TransportError: It cannot be fetched.
     """
+    if isinstance(files, CachedFiles):
+        # Copies of earlier uses say nothing of the server.
+        files.cache_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=files.cache_dir, prefix="verify-") as fresh:
+            cached = replace(files, cache_dir=Path(fresh), max_cache_bytes=None)
+            yield from _verify(cached, workers=workers, decode=decode)
+    else:
+        yield from _verify(files, workers=workers, decode=decode)
+
+
+def _verify(files: ShardFiles, *, workers: int, decode: bool) -> Iterator[ShardReport]:
     manifest = open_manifest(files)
     work = partial(_verify_shard, files=files, kind=manifest.kind, decode=decode)
     home: dict[str, str] = {}
@@ -130,11 +145,14 @@ def _verify_shard(shard: ShardInfo, *, files: ShardFiles, kind: str, decode: boo
         reader = _ShardReader(shard=shard, kind=kind, decode=decode, faults=faults)
         with path.open("rb") as tar:
             reader.read_all(tar, rows=rows)
-    except DataError as error:
+    except (DataError, TransportError) as error:
         faults.append(str(error))
     except OSError as error:
         faults.append(f"{shard.name}: cannot be read: {error}")
         faults += [f"{shard.name}: sample {key!r}: lost with its shard" for key in keys]
+    finally:
+        if isinstance(files, CachedFiles):
+            files.drop(shard)
     return ShardReport(name=shard.name, faults=tuple(faults), keys=keys, bytes_read=bytes_read)
 
 

@@ -22,7 +22,7 @@ import json
 import sys
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -46,6 +46,7 @@ from data_loaders.shard_format import (
     Member,
     ShardInfo,
 )
+from data_loaders.transfer import TransportError
 
 __all__ = ["ShardIndex", "StoredSample", "make_shards", "open_manifest", "write_shards"]
 
@@ -97,7 +98,9 @@ class StoredSample:
         """Content of one member.
 
         Raises:
-            DataError: There is no such member, the tar cannot be read, or the content is damaged.
+            DataError: There is no such member, the tar cannot be read, or the content is damaged;
+                of a remote shard, the content behind the address: a changed copy is fetched again.
+            TransportError: The tar cannot be fetched.
         """
         where = f"shard {self.shard.name}, sample {self.key!r}, member {member!r}"
         if not self.members:
@@ -105,18 +108,29 @@ class StoredSample:
         if member not in self.members:
             raise DataError(f"{where}: expected in the shard, found {', '.join(self.members)}")
         at = self.members[member]
+        content, fault = self._read(at)
+        if fault and self.files.drop_changed(self.shard):
+            content, fault = self._read(at)
+        if fault:
+            raise DataError(f"{where}: {fault}")
+        return content
+
+    def _read(self, at: Member) -> tuple[bytes, str]:
+        """(content, fault or '')."""
         try:
             with self._open_tar() as file:
                 file.seek(at.offset)
                 content = file.read(at.size)
+        except TransportError:
+            raise
         except OSError as error:
-            raise DataError(f"{where}: cannot be read: {error}") from error
-        if len(content) != at.size or zlib.crc32(content) != at.crc32:
-            raise DataError(
-                f"{where}: damaged (expected crc32 {at.crc32:08x} of {at.size} bytes, "
-                f"got {zlib.crc32(content):08x} of {len(content)})"
-            )
-        return content
+            return b"", f"cannot be read: {error}"
+        if len(content) == at.size and zlib.crc32(content) == at.crc32:
+            return content, ""
+        return b"", (
+            f"damaged (expected crc32 {at.crc32:08x} of {at.size} bytes, "
+            f"got {zlib.crc32(content):08x} of {len(content)})"
+        )
 
     def _open_tar(self) -> BinaryIO:
         try:
@@ -192,7 +206,8 @@ class ShardIndex:
         Raises:
             DataError: No manifest, another schema or kind, a shard missing or of another size, a
                 clip without video, captions or metadata (names the file and the key), or an
-                address that is not allowed or does not answer.
+                address that is not allowed.
+            TransportError: The address does not answer.
         """
         files = files_at(folder, cache_dir=cache_dir, max_cache_bytes=max_cache_bytes)
         manifest = open_manifest(files)
@@ -236,14 +251,6 @@ class ShardIndex:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         return bisect_right(self.ends, i)
-
-    def prefetch(self, numbers: Iterable[int]) -> None:
-        """Begin to fetch the shards of samples in the background; nothing to do in a local folder.
-
-        Args:
-            numbers: Samples, in the order they will be asked for.
-        """
-        self.files.prefetch(self.shards[number] for number in map(self._shard_of, numbers))
 
     def read(self, i: int) -> Sample:
         """Sample i, decoded and validated.

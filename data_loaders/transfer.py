@@ -31,6 +31,10 @@ _SECONDS_OF_SILENCE = 60.0
 """A server that sends nothing for so long is given up; how long a file takes is not limited."""
 
 
+class TransportError(OSError):
+    """The network, the server or the disk for copies failed: no clip is known to be damaged."""
+
+
 class MissingPackageError(DataError):
     """A scheme needs a package that is not installed."""
 
@@ -67,7 +71,8 @@ def try_often(transfer: Callable[[], _Result], *, url: str) -> _Result:
         url: For the error.
 
     Raises:
-        DataError: Names the address and the last fault.
+        TransportError: Names the address and the last fault.
+        MissingPackageError: A package is missing.
     """
     for tries, pause in enumerate((*_PAUSES, None), start=1):
         try:
@@ -78,7 +83,7 @@ def try_often(transfer: Callable[[], _Result], *, url: str) -> _Result:
             why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             why = why or type(error).__name__
             if pause is None or _is_final(error):
-                raise DataError(f"{url}: cannot be fetched (tries: {tries}): {why}") from error
+                raise TransportError(f"{url}: cannot be fetched (tries: {tries}): {why}") from error
             _log.warning("%s: trying again in %g s: %s", url, pause, why)
             time.sleep(pause)
     raise AssertionError("unreachable")

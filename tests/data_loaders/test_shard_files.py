@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import fsspec
 import pytest
 
 from data_loaders import shard_files, transfer
+from data_loaders.atomic_file import partial_of
 from data_loaders.schema import DataError
 from data_loaders.shard_files import cache_of, files_at
+from data_loaders.shard_verify import verify
 from data_loaders.shards import ShardIndex, write_shards
+from data_loaders.transfer import TransportError
 
 
 class Server:
@@ -129,7 +133,7 @@ def test_a_fault_that_stays_names_the_address_and_leaves_nothing(server, cache, 
     index = ShardIndex.open(server.address, cache_dir=cache)
     server.faults = {"shard-000001.tar": [fault] * 9}
     message = rf"{server.address}/shard-000001\.tar: cannot be fetched \(tries: 4\): .*{reason}"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TransportError, match=message):
         index.read(2)
     assert server.requests.count("shard-000001.tar") == 4
     assert [name for name in whole_files(cache) if name.endswith(".tar")] == []
@@ -142,7 +146,7 @@ def test_a_fault_that_stays_names_the_address_and_leaves_nothing(server, cache, 
 @pytest.mark.parametrize(("fault", "reason"), [("404", "no such file"), ("403", "403")])
 def test_what_is_not_there_is_not_asked_for_again(server, cache, fault, reason):
     server.faults = {"manifest.json": [fault]}
-    with pytest.raises(DataError, match=rf"cannot be fetched \(tries: 1\).*{reason}"):
+    with pytest.raises(TransportError, match=rf"cannot be fetched \(tries: 1\).*{reason}"):
         ShardIndex.open(server.address, cache_dir=cache)
     assert server.requests == ["manifest.json"]
 
@@ -150,7 +154,9 @@ def test_what_is_not_there_is_not_asked_for_again(server, cache, fault, reason):
 def test_a_server_that_is_not_there_is_named(server, cache, monkeypatch):
     server.close()
     monkeypatch.setattr(server, "close", lambda: None)
-    with pytest.raises(DataError, match=rf"{server.address}/manifest\.json: cannot be fetched"):
+    with pytest.raises(
+        TransportError, match=rf"{server.address}/manifest\.json: cannot be fetched"
+    ):
         ShardIndex.open(server.address, cache_dir=cache)
 
 
@@ -161,7 +167,7 @@ def test_a_full_cache_disk_is_not_tried_again(server, cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_files.os, "fsync", full)
-    with pytest.raises(DataError, match=r"\(tries: 1\).*No space left"):
+    with pytest.raises(TransportError, match=r"\(tries: 1\).*No space left"):
         index.read(0)
     assert whole_files(cache) == [] and not list(cache.glob("*.partial"))
 
@@ -178,10 +184,13 @@ def test_an_interrupted_download_leaves_nothing_that_counts(server, cache, monke
             index.read(0)
     assert whole_files(cache) == [] and not list(cache.glob("*.partial"))
     # Nor does what a killed process left half done.
-    stem = hashlib.sha256(b"").hexdigest()
     cache.mkdir(exist_ok=True)
-    (cache / f"shard-000000-{stem[:32]}.tar.partial").write_bytes(b"half")
+    name = f"shard-000000-{index.shards[0].sha256[:32]}.tar"
+    left = partial_of(cache / name)
+    left.write_bytes(b"half")
     assert index.read(0).key == "clip-0000"
+    # It would fill the disk, attempt by attempt.
+    assert not left.exists()
 
 
 def test_changed_files_are_never_mixed_with_old_copies(server, folder, cache, noise_sample):
@@ -191,7 +200,7 @@ def test_changed_files_are_never_mixed_with_old_copies(server, folder, cache, no
     assert ShardIndex.open(server.address, cache_dir=cache).read(0).key == "clip-0010"
     # The folder as it was opened: what is copied stays, what is not there any more is an error.
     assert old.read(0).key == "clip-0000"
-    with pytest.raises(DataError, match=r"shard-000001\..*cannot be fetched"):
+    with pytest.raises(TransportError, match=r"shard-000001\..*cannot be fetched"):
         old.read(2)
 
 
@@ -291,7 +300,7 @@ def test_a_tar_evicted_before_it_is_opened_comes_again(server, cache, monkeypatc
 
 def test_prefetching_fetches_in_the_background(server, cache, folder):
     index = ShardIndex.open(server.address, cache_dir=cache)
-    index.prefetch([4, 0, 1])
+    index.files.prefetch([index.shards[2], index.shards[0], index.shards[0]])
     deadline = time.monotonic() + 20
     while tars(cache) != {"shard-000000", "shard-000002"} if cache.exists() else True:
         assert time.monotonic() < deadline
@@ -300,15 +309,92 @@ def test_prefetching_fetches_in_the_background(server, cache, folder):
     index.read(0)
     index.read(4)
     assert server.requests == []
-    with pytest.raises(IndexError):
-        index.prefetch([5])
-    ShardIndex.open(folder).prefetch([0])
+    local = ShardIndex.open(folder)
+    local.files.prefetch(local.shards)
+
+
+def test_fetching_waits_until_all_is_here(server, cache, folder):
+    index = ShardIndex.open(server.address, cache_dir=cache)
+    index.files.fetch(index.shards[1:])
+    assert tars(cache) == {"shard-000001", "shard-000002"}
+    server.requests.clear()
+    assert [index.read(i).key for i in (2, 4)] == ["clip-0002", "clip-0004"]
+    assert server.requests == []
+    server.faults = {"shard-000000.tar": ["404"]}
+    with pytest.raises(TransportError, match=r"shard-000000\.tar: cannot be fetched"):
+        index.files.fetch(index.shards)
+    local = ShardIndex.open(folder)
+    local.files.fetch(local.shards)
+
+
+def test_a_failing_transport_is_no_damaged_clip(server, cache):
+    index = ShardIndex.open(server.address, cache_dir=cache)
+    stored = index.sample(0)
+    server.faults = {"shard-000000.tar": ["500"] * 4}
+    with pytest.raises(TransportError) as caught:
+        stored.record()
+    assert not isinstance(caught.value, DataError)
+    cache.rename(cache.with_name("moved"))
+    cache.write_text("no folder")
+    with pytest.raises(TransportError, match=r"shard-000000\.tar: no copy in"):
+        stored.record()
+
+
+def flip_last_half(path):
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(byte ^ 1 for byte in content[half:]))
+
+
+def test_a_copy_that_changed_is_fetched_again(server, cache):
+    index = ShardIndex.open(server.address, cache_dir=cache)
+    whole = index.sample(1).rgb_file()
+    (copy,) = cache.glob("*.tar")
+    flip_last_half(copy)
+    assert index.sample(1).rgb_file() == whole
+    assert server.requests.count("shard-000000.tar") == 2
+
+
+def test_damage_behind_the_address_is_not_fetched_again(server, cache):
+    index = ShardIndex.open(server.address, cache_dir=cache)
+    stored = index.sample(0)
+    member = replace(stored.members["json"], crc32=1)
+    wrong = replace(stored, members={**stored.members, "json": member})
+    with pytest.raises(DataError, match=r"sample 'clip-0000', member 'json': damaged"):
+        wrong.record()
+    assert server.requests.count("shard-000000.tar") == 1
+
+
+def test_verify_reads_what_the_server_has(server, cache, folder):
+    index = ShardIndex.open(server.address, cache_dir=cache)
+    index.files.fetch(index.shards)
+    kept = sorted(cache.iterdir())
+    flip_last_half(folder / "shard-000001.tar")
+    reports = list(verify(files_at(server.address, cache_dir=cache, max_cache_bytes=1)))
+    assert [report.name for report in reports if report.faults] == ["shard-000001.tar"]
+    assert "expected sha256" in reports[1].faults[0]
+    assert sorted(cache.iterdir()) == kept
+
+
+def test_verify_keeps_one_shard_at_a_time(server, cache):
+    most = 0
+    for _ in verify(files_at(server.address, cache_dir=cache)):
+        most = max(most, len(list(cache.glob("verify-*/*.tar"))))
+    assert most == 0 and list(cache.iterdir()) == []
+
+
+def test_a_folder_may_have_a_colon(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    folder.rename("run:1")
+    assert ShardIndex.open("run:1").read(0).key == "clip-0000"
+    with pytest.raises(DataError, match="expected a folder that exists"):
+        ShardIndex.open("run:2")
 
 
 def test_a_failed_prefetch_is_logged_and_harmless(server, cache, caplog):
     index = ShardIndex.open(server.address, cache_dir=cache)
     server.faults = {"shard-000000.index.json": ["404"]}
-    index.prefetch([0])
+    index.files.prefetch(index.shards[:1])
     deadline = time.monotonic() + 20
     while "prefetch: " not in caplog.text:
         assert time.monotonic() < deadline
@@ -323,7 +409,7 @@ def test_other_file_systems_serve_too(folder, cache, noise_sample):
     index = ShardIndex.open("memory://bucket", cache_dir=cache)
     assert [index.read(i).key for i in range(5)] == [noise_sample(i).key for i in range(5)]
     memory.rm("/bucket", recursive=True)
-    with pytest.raises(DataError, match=r"memory://bucket/manifest\.json.*no such file"):
+    with pytest.raises(TransportError, match=r"memory://bucket/manifest\.json.*no such file"):
         ShardIndex.open("memory://bucket", cache_dir=cache)
 
 
@@ -348,7 +434,9 @@ def test_a_missing_package_is_named(address, package, monkeypatch, cache):
 @pytest.mark.parametrize("place", ["pipe:rm -rf x", "PIPE://x", "ftp://h/x", "memory://a::pipe:x"])
 def test_other_schemes_are_refused_before_anything_is_touched(place, monkeypatch):
     monkeypatch.setattr(transfer.fsspec, "filesystem", lambda *_, **__: pytest.fail("touched"))
-    with pytest.raises(DataError, match=r"expected a folder or an address of file://, http://"):
+    with pytest.raises(
+        DataError, match=r"expected a folder that exists or an address of file://, http://"
+    ):
         ShardIndex.open(place)
 
 
