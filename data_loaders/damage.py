@@ -52,7 +52,8 @@ class DamageCount:
         if share > self.allowed:
             raise DataError(
                 f"{self.source}: {len(self.reasons)} of {self.num_clips} clips are damaged "
-                f"({share:.1%}; data.max_bad_share allows {self.allowed:.1%}): {self.report()}"
+                f"({share:.1%}; data.max_bad_share allows {self.allowed:.1%}): {self.report()}; "
+                "python -m data_loaders.shards verify names all"
             )
 
     def joined(self, reasons: Iterable[dict[str, str]]) -> "DamageCount":

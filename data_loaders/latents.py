@@ -36,6 +36,7 @@ from data_loaders.atomic_file import write_atomically
 from data_loaders.batches import to_floats
 from data_loaders.captions import name_task
 from data_loaders.damage import DamageCount
+from data_loaders.examples import open_shards
 from data_loaders.latent_cache import cache_settings, difference
 from data_loaders.latent_format import EMPTY, KIND, caption_member, named_tasks
 from data_loaders.latent_views import ViewMaker, Views
@@ -49,9 +50,12 @@ from sat_udpdiff.config import Config
 from sat_udpdiff.config_io import parse_cli
 from sat_udpdiff.distributed import Place, find_place
 from sat_udpdiff.encoders.identity import require_encoders
+from sat_udpdiff.encoders.latents import latent_size
+from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 
+_GO_ON = "shards that are whole stay: to go on, run the same command again"
 _SETTINGS, _DONE = "settings.json", ".done.json"
 
 
@@ -142,10 +146,15 @@ class CacheWriter:
         shards = make.index.shards
         require_encoders(self.config)
         settings = cache_settings(self.config, recolourings=self.recolourings)
+        # One digest of all: a cache of other clips is never taken for this one.
+        sha256s = "".join(shard.sha256 for shard in shards).encode()
+        settings["clips"] = hashlib.sha256(sha256s).hexdigest()
         progress = _Progress(self.output, settings=settings)
         progress.claim(is_main=self.place.is_main, overwrite=overwrite)
         ours = range(self.place.rank, len(shards), self.place.world_size)
         todo = [number for number in ours if progress.find(shards[number]) is None]
+        if len(todo) < len(ours):
+            _say(f"{len(ours) - len(todo)} of {len(ours)} shard(s) were there already")
         if todo:
             self._encode(todo, make=make, progress=progress)
         found = [progress.find(shard) for shard in shards]
@@ -233,8 +242,8 @@ class _Progress:
             reason = difference(stored, json.loads(json.dumps(self._settings)))
             if reason:
                 raise DataError(
-                    f"{self._folder} holds latents of other settings: {reason}; give another "
-                    "--output, or --overwrite"
+                    f"{self._folder} holds latents of other settings or clips: {reason}; give "
+                    "another --output, or --overwrite"
                 )
             return
         if not any(self._folder.glob(f"*{_DONE}")):
@@ -377,12 +386,47 @@ def main(argv: Sequence[str] | None = None) -> int:
             recolourings=options.recolourings if has_ids else 0,
             place=place,
         )
+        if options.dry_run:
+            print(_plan(config, recolourings=writer.recolourings))
+            return 0
         is_whole = writer.run(overwrite=options.overwrite)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        # A write that fails does not say where.
+        where = "" if error.filename or not error.strerror else f"{options.output}: "
+        _say(f"error: {where}{error}; {_GO_ON}")
         return 1
+    except ValueError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say(f"interrupted; {_GO_ON}")
+        return 130
     print(_summary(options.output) if is_whole else "this share is done; others are not yet")
     return 0
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"\n{message}\n")
+
+
+def _plan(config: Config, *, recolourings: int) -> str:
+    """What a cache would be, without making it."""
+    index, data, model = open_shards(config), config.data, config.model
+    size = latent_size(
+        config.codec, num_frames=data.num_frames, height=data.height, width=data.width
+    )
+    numbers = 2 * size.frames * model.latent_channels * size.height * size.width
+    posterior = numbers * DTYPES[config.codec.dtype].itemsize
+    caption = model.text_length * model.text_dim * DTYPES[config.text.dtype].itemsize
+    views = 1 + recolourings + (model.dense_groups > 0 and "depth" in data.tasks)
+    captions = 2 * len(named_tasks(config))
+    total = views * posterior + captions * caption
+    return (
+        f"{len(index)} clips in {len(index.shards)} shard(s) of {index.folder}\n"
+        f"each: {views} posterior(s) of {posterior / 1e6:.3g} MB and {captions} caption(s) of "
+        f"{caption / 1e6:.3g} MB, {total / 1e6:.3g} MB\n"
+        f"in all: {len(index) * total / 1e9:.4g} GB"
+    )
 
 
 def _summary(output: Path) -> str:

@@ -263,7 +263,7 @@ def size_at(n: int, *, seed: int, data: DataConfig) -> ClipSize:
     if not data.buckets:
         return ClipSize(num_frames=data.num_frames, height=data.height, width=data.width)
     uniform = _stratified(n // data.bucket_run, seed=seed, stream=_BUCKET)
-    return parse_bucket(data.buckets[_pick(uniform, weights=data.bucket_weights)])
+    return parse_bucket(data.buckets[_pick(uniform, weights=_bucket_weights(data))])
 
 
 def parse_bucket(text: str) -> ClipSize:
@@ -276,7 +276,11 @@ def sizes_of(data: DataConfig) -> list[tuple[ClipSize, float]]:
     """Every size that batches have, with its share of the samples."""
     if not data.buckets:
         return [(size_at(0, seed=0, data=data), 1.0)]
-    return list(zip(map(parse_bucket, data.buckets), data.bucket_weights, strict=True))
+    return list(zip(map(parse_bucket, data.buckets), _bucket_weights(data), strict=True))
+
+
+def _bucket_weights(data: DataConfig) -> Sequence[float]:
+    return data.bucket_weights or [1 / len(data.buckets)] * len(data.buckets)
 
 
 def color_generator(*, seed: int, epoch: int, key: str) -> np.random.Generator:

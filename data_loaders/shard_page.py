@@ -144,7 +144,7 @@ def _whole(stored: StoredSample, *, number: int) -> str:
     )
     height, width = rgb.shape[1:3]
     return f"""<article>
-<video autoplay loop muted playsinline controls width="{width}" height="{height}"
+<video autoplay loop muted playsinline width="{width}" height="{height}"
  poster="data:image/jpeg;base64,{image}" src="data:video/mp4;base64,{video}"></video>
 <div class="panels">{labels}</div>
 <h3>{escape(stored.key)} <small>{escape(stored.shard.name)}, sample {number}</small></h3>

@@ -151,9 +151,10 @@ class DataConfig:
     crop: Literal["center", "random"] = "center"
     """Which part of a clip of another aspect ratio is kept; random: another one in every epoch."""
     buckets: tuple[str, ...] = ()
-    """Sizes FRAMESxHEIGHTxWIDTH that batches alternate between, in place of the three above."""
+    """Sizes FRAMESxHEIGHTxWIDTH that batches alternate between, in place of num_frames, height and
+    width: [49x480x720, 25x480x720]."""
     bucket_weights: tuple[float, ...] = ()
-    """Share of samples per bucket."""
+    """Share of samples per bucket; none = equal shares."""
     bucket_run: int = 64
     """Consecutive samples of one bucket; with a multiple of the global batch all ranks have steps
     of the same size. A multiple of the micro-batch."""
@@ -162,8 +163,8 @@ class DataConfig:
     """Share of samples per entry of `tasks` (Tab. 7); exact in every 100 samples."""
     long_caption_probability: float = 0.8
     recolourings: int = 0
-    """Colourings per clip that epochs take in turn, as cached latents do; 0 = new ones each epoch.
-    """
+    """Colourings per clip that epochs take in turn; 0 = new ones each epoch, or with cached latents
+    all that the cache holds."""
     shuffle_shards: int = 16
     """Shards that are read at a time, each from front to back."""
     shuffle_run: int = 64

@@ -202,16 +202,16 @@ def _check_buckets(config: Config) -> None:
         _check_frames(config, num_frames, key="data.buckets")
         _check_side(config, height, key="data.buckets")
         _check_side(config, width, key="data.buckets")
-    if len(data.bucket_weights) != len(data.buckets):
+    if len(data.bucket_weights) not in (0, len(data.buckets)):
         _fail(
             "data.bucket_weights",
             "data.buckets",
-            expected=f"{len(data.buckets)}, one for each of data.buckets",
+            expected=f"{len(data.buckets)}, one for each of data.buckets, or none",
             got=f"{len(data.bucket_weights)}: {list(data.bucket_weights)}",
         )
-    if data.buckets and (min(data.bucket_weights) <= 0 or abs(sum(data.bucket_weights) - 1) > 1e-6):
-        expected = "shares above 0 that add up to 1"
-        _fail("data.bucket_weights", expected=expected, got=list(data.bucket_weights))
+    weights = data.bucket_weights
+    if weights and (min(weights) <= 0 or abs(sum(weights) - 1) > 1e-6):
+        _fail("data.bucket_weights", expected="shares above 0 that add up to 1", got=list(weights))
     if data.buckets and data.bucket_run % config.train.micro_batch_size:
         _fail(
             "data.bucket_run",

@@ -152,7 +152,7 @@ class RunLog:
         self._is_main = place.is_main
         self._run = None
         self._config = config
-        self._is_waiting = False
+        self._is_waiting = self._has_started = False
         if not self._is_main:
             return
         output = Path(config.run.output)
@@ -194,6 +194,10 @@ class RunLog:
     def _tell_about_waiting(self, values: dict[str, Any]) -> None:
         """Say what to change, each time that the wait for data becomes too long."""
         share = values["data_wait_seconds"] / values["step_seconds"]
+        if not self._has_started:
+            # The first batch of a run has to be waited for.
+            self._has_started = True
+            return
         was_waiting, self._is_waiting = self._is_waiting, share > _MOST_DATA_WAIT
         if self._is_waiting and not was_waiting:
             advice = data_advice(self._config.data, cores=len(os.sched_getaffinity(0)))
@@ -215,7 +219,7 @@ def data_advice(data: DataConfig, *, cores: int) -> str:
         return "the cache is read too slowly: put it on a faster disk, or raise data.prefetch"
     ways = ["cache the latents (python -m data_loaders.latents, then data.source=latents)"]
     if data.num_workers < cores:
-        ways.insert(0, f"raise data.num_workers={data.num_workers} ({cores} cores here)")
+        ways.insert(0, f"raise data.num_workers (now {data.num_workers}; {cores} cores here)")
     if data.decoder == "pyav":
         ways.append(
             "store clips in the size that is trained, or let a GPU decode (data.decoder=dali)"

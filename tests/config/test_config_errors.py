@@ -56,6 +56,14 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("optimizer.betas=[1,2,3]", "expected a list of a number and a number, got a list of 3"),
         ("optimizer.betas=[0.9,x]", "optimizer.betas[1]: expected a number, got x"),
         # impossible values
+        (
+            "data.buckets=[9x32]",
+            "data.buckets: expected sizes FRAMESxHEIGHTxWIDTH such as 49x480x7",
+        ),
+        ("data.buckets=[8x32x48]", "data.buckets: expected 4k + 1 frames (nearest: 5, 9), got 8"),
+        ("data.bucket_weights=[1.0]", "data.bucket_weights: expected 0, one for each of data.buc"),
+        ("data.decode_seconds=0", "data.decode_seconds: expected a value above 0, got 0.0"),
+        ("data.shuffle_run=0", "data.shuffle_run: expected at least 1, got 0"),
         ("train.steps=0", "train.steps: expected at least 1, got 0"),
         ("seed=-1", "seed: expected at least 0, got -1"),
         ("seed=9223372036854775808", "seed: expected at most 9223372036854775807"),

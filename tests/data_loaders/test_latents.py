@@ -274,6 +274,30 @@ def test_a_process_that_is_killed_leaves_no_hole_in_the_cache(
     assert (tmp_path / "cache" / name).read_bytes() == (cache / name).read_bytes()
 
 
+def test_a_cache_of_other_clips_is_not_replaced(small_world, clips, cache, tmp_path, capsys):
+    shards, before = tmp_path / "shards", (cache / "manifest.json").read_bytes()
+    write_shards([make_clip(9, seed=0, config=WorldConfig(frames=9, height=32, width=48))], shards)
+    assert call(small_world, shards, cache, "--recolourings", "2") == 1
+    assert "other settings or clips: clips: expected" in capsys.readouterr().err
+    assert (cache / "manifest.json").read_bytes() == before
+    own = tmp_path / "cache"
+    shutil.copytree(cache, own)
+    assert call(small_world, shards, own, "--recolourings", "2", "--overwrite") == 0
+    assert {path.name for path in own.glob("shard-*")} == {
+        f"shard-000000.{ending}" for ending in ("tar", "index.json", "done.json")
+    }
+
+
+def test_a_dry_run_says_how_large_it_would_be(small_world, clips, cache, tmp_path, capsys):
+    assert call(small_world, clips, tmp_path / "no", "--recolourings", "2", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "no").exists()
+    assert "6 clips in 2 shard(s)" in printed and "4 posterior(s)" in printed
+    estimated = float(printed.split("in all: ")[1].split(" GB")[0]) * 1e9
+    content = sum(ShardIndex.open(cache, kind="latents").manifest.totals.member_bytes.values())
+    assert estimated == pytest.approx(content, rel=0.1)
+
+
 def test_clips_are_not_taken_for_an_old_cache(small_world, clips, tmp_path, capsys):
     shards = tmp_path / "shards"
     shutil.copytree(clips, shards)

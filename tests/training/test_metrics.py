@@ -102,19 +102,21 @@ def test_a_long_wait_for_data_is_told_once_with_what_to_change(tmp_path, capsys)
     config = load_config([], [f"run.output={tmp_path}", "data.num_workers=1"])
     log = RunLog(config, place=ONE, step=0)
     line = {"loss": 0.5, "lr": 1e-5, "mfu": None, "samples_per_second": 1.0, "step_seconds": 2.0}
-    for step, wait in enumerate([0.09, 0.2, 0.3, 0.0, 0.12], start=1):
+    for step, wait in enumerate([1.0, 0.2, 0.3, 0.0, 0.12], start=1):
         log.write({"step": step, "data_wait_seconds": wait, **line})
     log.close()
     told = [text for text in capsys.readouterr().err.splitlines() if "waiting for data" in text]
     assert [text.split(":")[0] for text in told] == ["step 2", "step 5"]
-    assert "10% of the time went by waiting for data: raise data.num_workers=1" in told[0]
+    assert "10% of the time went by waiting for data: raise data.num_workers (now 1; " in told[0]
 
 
 def test_the_advice_fits_the_data():
     def advice(*overrides):
         return data_advice(load_config([], list(overrides)).data, cores=4)
 
-    assert advice("data.num_workers=2").startswith("raise data.num_workers=2 (4 cores here); or ")
+    assert advice("data.num_workers=2").startswith(
+        "raise data.num_workers (now 2; 4 cores here); or "
+    )
     assert "python -m data_loaders.latents" in advice("data.num_workers=8")
     assert "raise data.num_workers" not in advice("data.num_workers=8")
     assert "faster disk" in advice("data.source=latents", "data.latents=x")
