@@ -127,6 +127,18 @@ def _reason(error: RuntimeError) -> str:
     return " ".join(text.partition("C++ context")[0].split()) or type(error).__name__
 
 
+def _size_fault(clip: RawClip) -> str:
+    sizes = [one.shape[1:3] for one in (clip.rgb, clip.labels) if isinstance(one, np.ndarray)]
+    if len(set(sizes)) > 1:
+        (height, width), (rows, columns) = sizes
+        return f"expected labels of {height}x{width} pixels, got {rows}x{columns}"
+    box = clip.box
+    for height, width in sizes:
+        if not (0 <= box.top <= height - box.height and 0 <= box.left <= width - box.width):
+            return f"expected a crop within {height}x{width}, got {box}"
+    return ""
+
+
 class DaliFitter:
     """Makes batches of one size out of clips of any size.
 
@@ -177,13 +189,14 @@ class DaliFitter:
             The batch; its tensors are the caller's own.
 
         Raises:
-            DamagedClipsError: Clips that DALI refuses when it is given them alone; names all.
-            DataError: A clip that contradicts itself or `num_frames`; names it.
+            DamagedClipsError: Clips that contradict themselves or `num_frames`, or that DALI
+                refuses when it is given them alone; names all.
         """
         if not 0 < len(clips) <= self._options["batch_size"]:
             raise ValueError(f"expected 1 to {self._options['batch_size']} clips, got {len(clips)}")
-        for clip in clips:
-            self._check(clip)
+        faults = {clip.key: fault for clip in clips if (fault := self._fault(clip))}
+        if faults:
+            raise DamagedClipsError(faults)
         try:
             return self._fit(clips)
         except RuntimeError as error:
@@ -196,38 +209,22 @@ class DaliFitter:
         """Free the pipelines' threads and memory; the next call builds new ones."""
         self._pipelines.clear()
 
-    def _check(self, clip: RawClip) -> None:
+    def _fault(self, clip: RawClip) -> str:
+        """How a clip contradicts itself, or ''."""
         encoded = isinstance(clip.rgb, bytes)
         count = len(clip.indices if encoded else clip.rgb)
         if count != self._num_frames:
-            raise DataError(f"sample {clip.key!r}: expected {self._num_frames} frames, got {count}")
+            return f"expected {self._num_frames} frames, got {count}"
         if encoded and not clip.rgb:
-            raise DataError(f"sample {clip.key!r}: expected a video file, got 0 bytes")
+            return "expected a video file, got 0 bytes"
         if (clip.labels is None) != (clip.label_kind is None):
-            raise DataError(
-                f"sample {clip.key!r}: expected labels and their kind together, got "
+            return (
+                "expected labels and their kind together, got "
                 f"{'none' if clip.labels is None else 'labels'} of kind {clip.label_kind!r}"
             )
         if clip.labels is not None and len(clip.labels) != count:
-            raise DataError(
-                f"sample {clip.key!r}: expected labels of {count} frames, got {len(clip.labels)}"
-            )
-        self._check_sizes(clip)
-
-    def _check_sizes(self, clip: RawClip) -> None:
-        sizes = [one.shape[1:3] for one in (clip.rgb, clip.labels) if isinstance(one, np.ndarray)]
-        if len(set(sizes)) > 1:
-            (height, width), (rows, columns) = sizes
-            raise DataError(
-                f"sample {clip.key!r}: expected labels of {height}x{width} pixels, "
-                f"got {rows}x{columns}"
-            )
-        box = clip.box
-        for height, width in sizes:
-            if not (0 <= box.top <= height - box.height and 0 <= box.left <= width - box.width):
-                raise DataError(
-                    f"sample {clip.key!r}: expected a crop within {height}x{width}, got {box}"
-                )
+            return f"expected labels of {count} frames, got {len(clip.labels)}"
+        return _size_fault(clip)
 
     def _fit(self, clips: Sequence[RawClip]) -> FittedBatch:
         groups: dict[_Route, list[int]] = {}

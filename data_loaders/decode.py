@@ -181,7 +181,10 @@ class VideoFacts:
 def _first_stream(container: Any, *, name: str) -> Any:
     if not container.streams.video:
         raise DataError(f"{name}: expected a video stream, found none")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DataError(f"{name}: expected a codec that libav knows, found another")
+    return stream
 
 
 def video_facts(path: Path) -> VideoFacts:
@@ -191,7 +194,7 @@ def video_facts(path: Path) -> VideoFacts:
         DataError: Not a video; names the file.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = _first_stream(container, name=str(path))
             rate = stream.average_rate or stream.guessed_rate
             height, width = stream.height, stream.width
@@ -214,7 +217,8 @@ def decode_frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
     """
     source: Any = io.BytesIO(data) if isinstance(data, bytes) else str(data)
     try:
-        with av.open(source) as opened:
+        # Titles and the like, in whatever encoding, are of no interest.
+        with av.open(source, metadata_errors="replace") as opened:
             container: Any = opened
             stream = _first_stream(container, name=name)
             # Samples are decoded in parallel, so frames need not be.
@@ -241,7 +245,7 @@ def frames_and_facts(data: bytes, *, name: str) -> tuple[tuple[int, int, int], f
     if len(sizes) != 1:
         raise DataError(f"{name}: expected frames of one size, got {dict(sizes)}")
     ((height, width), frames), *_ = sizes.items()
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), metadata_errors="replace") as container:
         stream = _first_stream(container, name=name)
         rate = stream.average_rate or stream.guessed_rate or 0
     return (frames, height, width), float(rate)
@@ -260,14 +264,28 @@ def _pick(
     count = 0
     for count, frame in enumerate(frames, start=1):
         if wanted is None or count - 1 in wanted:
-            kept[count - 1] = convert(frame)
+            kept[count - 1] = _convert(frame, convert=convert, name=name)
         if count - 1 == last:
             break
     if not kept or (last is not None and last not in kept):
         raise DataError(
             f"{name}: expected {'a' if last is None else last + 1} frame(s), decoded {count}"
         )
+    sizes = Counter(f"{array.shape[0]}x{array.shape[1]}" for array in kept.values())
+    if len(sizes) > 1:
+        raise DataError(f"{name}: expected frames of one size, got {dict(sizes)}")
     return np.stack([kept[i] for i in (sorted(kept) if indices is None else indices)])
+
+
+def _convert(
+    frame: av.VideoFrame, *, convert: Callable[[av.VideoFrame], np.ndarray], name: str
+) -> np.ndarray:
+    try:
+        return convert(frame)
+    except DataError:
+        raise
+    except (av.error.FFmpegError, ValueError) as error:
+        raise DataError(f"{name}: a frame cannot be converted: {error}") from error
 
 
 def frame_to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
@@ -289,7 +307,7 @@ def decode_rgb(
         Frames, 0..255.
 
     Raises:
-        DataError: No video, damaged, or shorter than the last index.
+        DataError: No video, damaged, shorter than the last index, or of changing size.
     """
     return _pick(decode_frames(data, name=name), indices=indices, convert=frame_to_rgb, name=name)
 
@@ -308,7 +326,7 @@ def decode_labels(
         The labels.
 
     Raises:
-        DataError: Damaged, not a gray video, or shorter than the last index.
+        DataError: Damaged, not a gray video, shorter than the last index, or of changing size.
     """
 
     def convert(frame: av.VideoFrame) -> np.ndarray:

@@ -46,11 +46,15 @@ class StreamHeader:
 def _stream(data: bytes, *, name: str) -> Iterator[tuple[Any, Any]]:
     """(container, its first video stream); libav's errors become a DataError."""
     try:
-        with av.open(io.BytesIO(data)) as opened:
+        # Titles and the like, in whatever encoding, are of no interest.
+        with av.open(io.BytesIO(data), metadata_errors="replace") as opened:
             container: Any = opened
             if not container.streams.video:
                 raise DataError(f"{name}: expected a video stream, found none")
-            yield container, container.streams.video[0]
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(f"{name}: expected a codec that libav knows, found another")
+            yield container, stream
     except (av.error.FFmpegError, OSError, EOFError) as error:
         raise DataError(f"{name}: cannot be read as video: {error}") from error
 
@@ -79,11 +83,6 @@ def stream_header(data: bytes, *, name: str) -> StreamHeader:
     """
     with _stream(data, name=name) as (_, stream):
         return _header(stream)
-
-
-def codec_name(data: bytes, *, name: str = "clip") -> str:
-    """The codec of a video file, by libav's name; see `stream_header`."""
-    return stream_header(data, name=name).codec
 
 
 def probe(  # noqa: PLR0913 - the file and four facts of its record, as keywords

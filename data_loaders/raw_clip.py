@@ -14,9 +14,12 @@ Device = Literal["cpu", "gpu"]
 
 # DALI since 2.1 (NVIDIA/DALI pull request 6352): its own libavcodec has these decoders alone.
 _CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
-_GPU_CODECS = _CPU_CODECS | {"h264", "hevc", "av1", "mpeg4"}
+# Not av1: whether NVDEC has it differs by GPU (A100: no), and PyAV decodes it anywhere.
+_GPU_CODECS = _CPU_CODECS | {"h264", "hevc", "mpeg4"}
 # NVDEC's smallest height and width differ by codec; no codec's is larger (HEVC: 144).
 _GPU_SMALLEST = 144
+# Of H.264, the least of them.
+_GPU_LARGEST = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ def can_decode(header: StreamHeader, *, device: Device) -> bool:
     """Whether DALI 2.4 decodes such a file as `decode.decode_rgb` does.
 
     Codec apart, the colours decide: DALI takes every YUV for BT.601, and is up to 24 levels off
-    on BT.709. On a GPU it reads 8-bit 4:2:0 of an even size alone, from a smallest size on.
+    on BT.709. On a GPU it reads 8-bit 4:2:0 of an even size alone, within NVDEC's limits.
 
     Args:
         header: Of `probe.stream_header`.
@@ -55,5 +58,6 @@ def can_decode(header: StreamHeader, *, device: Device) -> bool:
         header.codec in _GPU_CODECS
         and header.pixel_format in ("yuv420p", "yuvj420p")
         and min(header.height, header.width) >= _GPU_SMALLEST
+        and max(header.height, header.width) <= _GPU_LARGEST
         and header.height % 2 == header.width % 2 == 0
     )

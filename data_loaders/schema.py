@@ -7,6 +7,7 @@ JSON record, so that a shard can be read and listed without decoding a video.
 
 import json
 import re
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -198,7 +199,7 @@ def _parse_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(record, dict):
         try:
             record = json.loads(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"metadata record: expected JSON, came {record!r:.80}") from error
     if not isinstance(record, dict):
         raise DataError(f"metadata record: expected an object, came {type(record).__name__}")
@@ -225,6 +226,15 @@ _RECORD_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can hold half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
     """Check a metadata record without its arrays.
 
@@ -244,11 +254,13 @@ def check_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
         # A bool is an int to isinstance.
         ok = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if ok and types == (str,):
-            ok = bool(str(value).strip())
+            ok = bool(str(value).strip()) and _is_text(value)
         if ok and types[0] is int:
-            ok = 0 < float(value) < np.inf
+            ok = 0 < value <= sys.float_info.max  # JSON has integers that no float holds
         expected = " or ".join(kind.__name__ for kind in types)
-        _require(key=key, what=name, expected=f"{expected}, not empty", came=repr(value), ok=ok)
+        _require(
+            key=key, what=name, expected=f"{expected}, not empty", came=f"{value!r:.80}", ok=ok
+        )
     try:
         meta = SampleMeta(**fields["meta"])
     except TypeError as error:

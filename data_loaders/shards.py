@@ -22,7 +22,7 @@ import json
 import sys
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -34,7 +34,7 @@ from jaxtyping import UInt8, UInt16
 
 from data_loaders.clip_writer import make_shards, write_shards
 from data_loaders.decode import decode_labels, decode_rgb
-from data_loaders.schema import DataError, Sample, sample_from_metadata
+from data_loaders.schema import DataError, Sample, check_record, sample_from_metadata
 from data_loaders.shard_files import ShardFiles, files_at
 from data_loaders.shard_format import (
     CLIPS,
@@ -62,10 +62,17 @@ def _read_index(path: Path, sha256: str) -> tuple[_Row, ...]:
         raise DataError(f"{path}: expected the index of a shard: {error}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path}: expected the index that {MANIFEST} names, got another (sha256)")
-    return tuple(
-        (entry["key"], entry["members"], entry.get("note", ""))
-        for entry in json.loads(content)["samples"]
-    )
+    try:
+        return tuple(_row(entry) for entry in json.loads(content)["samples"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: expected the index of a shard: {error!r}") from error
+
+
+def _row(entry: dict[str, Any]) -> _Row:
+    for place in entry["members"].values():
+        if len(place) != 3 or not all(type(number) is int and number >= 0 for number in place):
+            raise ValueError(f"place {place!r} in sample {entry['key']!r}")
+    return str(entry["key"]), entry["members"], str(entry.get("note", ""))
 
 
 def open_manifest(files: ShardFiles) -> Manifest:
@@ -143,12 +150,21 @@ class StoredSample:
         return f"{self.shard.name}:{self.key}.{member}"
 
     def record(self) -> dict[str, Any]:
-        """`schema.metadata_record` of the sample."""
+        """`schema.metadata_record` of the sample, checked.
+
+        Raises:
+            DataError: It is damaged, no record, or that of another sample.
+        """
         content = self.read_bytes("json")
         try:
-            return json.loads(content)
-        except ValueError as error:
-            raise DataError(f"{self._name('json')}: expected JSON: {error}") from error
+            record = check_record(content)
+        except DataError as error:
+            raise DataError(f"{self._name('json')}: {error}") from error
+        if record["key"] != self.key:
+            raise DataError(
+                f"{self._name('json')}: expected the record of {self.key!r}, got {record['key']!r}"
+            )
+        return record
 
     def rgb_file(self) -> tuple[str, bytes]:
         """Name, for messages, and content of the video file."""
@@ -166,11 +182,32 @@ class StoredSample:
         return decode_rgb(content, name=name, indices=indices)
 
     def labels(
-        self, name: str, *, indices: Sequence[int] | None = None
+        self,
+        name: str,
+        *,
+        indices: Sequence[int] | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> UInt16[np.ndarray, "t h w"]:
-        """`entity_ids` or `depth` of the schema; `indices` None = all frames."""
+        """Decode labels and check that they lie on the pixels of the video.
+
+        Args:
+            name: `entity_ids` or `depth` of the schema.
+            indices: Frames wanted; None = all.
+            record: What `record` gave, to save reading it again.
+
+        Raises:
+            DataError: They are damaged, or of another size than the record.
+        """
         member = LABEL_MEMBERS[name]
-        return decode_labels(self.read_bytes(member), name=self._name(member), indices=indices)
+        labels = decode_labels(self.read_bytes(member), name=self._name(member), indices=indices)
+        record = self.record() if record is None else record
+        expected = (record["height"], record["width"])
+        if labels.shape[1:] != expected:
+            raise DataError(
+                f"{self._name(member)}: expected labels of the record's "
+                f"{expected[0]}x{expected[1]} pixels, got {labels.shape[1]}x{labels.shape[2]}"
+            )
+        return labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +272,13 @@ class ShardIndex:
         number = self._shard_of(i)
         shard = self.shards[number]
         row = i - (self.ends[number] - shard.num_samples)
-        key, members, note = _read_index(self.files.index(shard), shard.index_sha256)[row]
+        rows = _read_index(self.files.index(shard), shard.index_sha256)
+        if len(rows) != shard.num_samples:
+            raise DataError(
+                f"{shard.index_name}: expected the {shard.num_samples} samples of {MANIFEST}, "
+                f"found {len(rows)}"
+            )
+        key, members, note = rows[row]
         return StoredSample(
             files=self.files,
             shard=shard,
@@ -259,11 +302,12 @@ class ShardIndex:
             DataError: It is damaged; names the shard, the key and the member.
         """
         stored = self.sample(i)
+        record = stored.record()
         labels = {
-            name: stored.labels(name) if member in stored.members else None
+            name: stored.labels(name, record=record) if member in stored.members else None
             for name, member in LABEL_MEMBERS.items()
         }
-        return sample_from_metadata(stored.record(), rgb=stored.rgb(), **labels)
+        return sample_from_metadata(record, rgb=stored.rgb(), **labels)
 
     def require_labels(self, name: str, *, reason: str) -> None:
         """Check that every sample has a label.

@@ -5,6 +5,7 @@ workers share one pipe for results, and when one is killed in the middle of a la
 the kernel when memory is short, the reader waits for its rest for ever.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import pickle
@@ -12,6 +13,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
@@ -25,6 +27,7 @@ _Result = TypeVar("_Result")
 _IN_FLIGHT_PER_WORKER = 2
 """Items begun and not yet yielded: a slow one holds up the others only after that many."""
 _SECONDS_TO_END = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class _Worker:
         ours, theirs = context.Pipe()
         level = logging.getLogger().getEffectiveLevel()
         process = context.Process(target=_serve, args=(theirs, work, level), daemon=True)
+        # The first start would do it, and unblock what is blocked below.
+        resource_tracker.ensure_running()
         # Ctrl-C goes to every process of the terminal. Workers inherit that it is blocked: the
         # main process ends them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -168,6 +173,8 @@ def _open_reply(reply: _Reply) -> Any:
 
 def _serve(pipe: Connection, work: Callable[[Any], Any], log_level: int) -> None:
     """Main loop of a worker; ends with the other end of the pipe, however the main process does."""
+    # Ends work that hangs when the main process was killed and can no longer do it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Here, so that this module can be read without it: a worker is one thread of many.
     import cv2
 

@@ -5,6 +5,7 @@ import av
 import numpy as np
 import pytest
 
+from data_loaders import decode as decode_module
 from data_loaders.decode import (
     decode_frames,
     decode_labels,
@@ -75,6 +76,28 @@ def test_indices_choose_and_repeat_frames():
     assert decode_labels(data, name="x", indices=[0, 2, 2, 6])[:, 0, 0].tolist() == [0, 2, 2, 6]
     with pytest.raises(DataError, match=r"clip\.mkv: expected 8 frame\(s\), decoded 7"):
         decode_labels(data, name="clip.mkv", indices=[7])
+
+
+@pytest.mark.parametrize("decode", [decode_rgb, decode_labels])
+def test_frames_that_change_size_are_named(monkeypatch, decode):
+    sizes = [(8, 8), (8, 8), (16, 8)]
+    frames = [av.VideoFrame.from_ndarray(np.zeros(size, np.uint8), "gray") for size in sizes]
+    monkeypatch.setattr(decode_module, "decode_frames", lambda *_, **__: iter(frames))
+    with pytest.raises(DataError, match=r"^x: expected frames of one size, got {'8x8': 2, '16x8'"):
+        decode(b"", name="x")
+    assert len(decode(b"", name="x", indices=[0, 1, 1])) == 3
+
+
+def test_a_frame_that_cannot_be_converted_is_named(monkeypatch):
+    frame = av.VideoFrame(8, 8, "gray")
+    monkeypatch.setattr(decode_module, "decode_frames", lambda *_, **__: iter([frame]))
+
+    def refuse(_):
+        raise ValueError("no such conversion")
+
+    monkeypatch.setattr(decode_module, "frame_to_rgb", refuse)
+    with pytest.raises(DataError, match=r"^x: a frame cannot be converted: no such"):
+        decode_rgb(b"", name="x")
 
 
 def test_what_is_no_video_is_named():

@@ -5,8 +5,8 @@ import av
 import numpy as np
 import pytest
 
-from data_loaders.decode import encode_rgb
-from data_loaders.probe import codec_name, probe, stream_header
+from data_loaders.decode import decode_rgb, encode_rgb
+from data_loaders.probe import probe, stream_header
 from data_loaders.schema import DataError
 
 NTSC = 30000 / 1001
@@ -40,10 +40,32 @@ def encode_at(ticks):
 @pytest.mark.parametrize("codec", ["h264", "vp9", "ffv1"])
 def test_the_codec_is_named(codec):
     data = encode_rgb(ramp(2), fps=8.0, codec=codec)
-    assert codec_name(data) == codec
     header = stream_header(data, name="x")
+    assert header.codec == codec
     assert (header.height, header.width, header.fps) == (32, 48, 8.0)
     assert header.is_bt601
+
+
+def test_an_unknown_codec_is_no_sound_clip():
+    data = encode_rgb(ramp(2), fps=8.0, codec="ffv1").replace(b"V_FFV1", b"V_XXXX")
+    with pytest.raises(DataError, match=r"^x: expected a codec that libav knows"):
+        stream_header(data, name="x")
+    with pytest.raises(DataError, match=r"^x: expected a codec that libav knows"):
+        decode_rgb(data, name="x")
+
+
+def test_a_title_in_another_encoding_is_no_fault():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        output.metadata["title"] = "caption"
+        stream = output.add_stream("ffv1", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "bgr0"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(ramp(1)[0], format="rgb24")))
+        output.mux(stream.encode(None))
+    data = buffer.getvalue().replace(b"caption", b"capti\xf6n")
+    assert data != buffer.getvalue()
+    check(data, record_frames=1)
+    assert decode_rgb(data, name="x").shape == (1, 32, 48, 3)
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp9", "ffv1"])

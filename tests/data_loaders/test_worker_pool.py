@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,29 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path):
     wait_for_the_end_of_all(process.pid)
     # What it left does not claim to be whole.
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+HANG = (
+    "import time; from data_loaders.worker_pool import ordered_map; "
+    "list(ordered_map(time.sleep, [0, 600], workers=1))"
+)
+
+
+def test_a_worker_that_hangs_ends_with_the_main_process():
+    process = subprocess.Popen([sys.executable, "-c", HANG], start_new_session=True)
+    deadline = time.monotonic() + 60
+    # It is at work when it waits in the sleep.
+    while not sleeping_children(process.pid):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    wait_for_the_end_of_all(process.pid)
+
+
+def sleeping_children(pid):
+    """Children of a process that wait in a sleep, by what the kernel says."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    # 35: nanosleep, 230: clock_nanosleep of x86-64; 101 and 115 of aarch64.
+    calls = [Path(f"/proc/{child}/syscall").read_text().split()[0] for child in children]
+    return [call for call in calls if call in ("35", "230", "101", "115")]
