@@ -406,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"\n{message}\n")
+    sys.stderr.write(f"{message}\n")
 
 
 def _plan(config: Config, *, recolourings: int) -> str:

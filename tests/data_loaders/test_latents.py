@@ -137,7 +137,7 @@ def test_other_settings_are_refused_by_name(small_world, clips, cache, tmp_path,
     weights.write_bytes(content)
     assert "codec.files: expected" in refusal(f"codec.weights={folder}")
     assert call(small_world, clips, cache, "--recolourings", "2", f"codec.weights={folder}") == 1
-    assert "holds latents of other settings: codec.files" in capsys.readouterr().err
+    assert "holds latents of other settings or clips: codec.files" in capsys.readouterr().err
 
 
 def test_a_cache_of_one_task_does_not_serve_another(small_world, clips, tmp_path):
