@@ -254,7 +254,7 @@ def check_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
         # A bool is an int to isinstance.
         ok = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if ok and types == (str,):
-            ok = bool(str(value).strip()) and _is_text(value)
+            ok = bool(str(value).strip()) and _is_text(str(value))
         if ok and types[0] is int:
             ok = 0 < value <= sys.float_info.max  # JSON has integers that no float holds
         expected = " or ".join(kind.__name__ for kind in types)
