@@ -276,7 +276,8 @@ class ExampleMaker(ExampleSource):
         rgb = fit_rgb(read_rgb(stored, record=found.record, indices=indices), **fit)
         if not self.config.model.dense_groups:
             return Example(facts=facts, rgb=rgb, dense=None)
-        labels = stored.labels(LABEL_OF_TASK[facts.task], indices=indices)
+        label = LABEL_OF_TASK[facts.task]
+        labels = stored.labels(label, indices=indices, record=found.record)
         if facts.task == "depth":
             dense = paint_depth(fit_depth(labels, **fit))
         else:

@@ -60,9 +60,11 @@ class ViewMaker:
         videos = {VIDEO: fit_rgb(read_rgb(stored, record=record, indices=indices), **fit)}
         tasks = data.tasks if self.config.model.dense_groups else ()
         if "depth" in tasks:
-            videos[DEPTH] = paint_depth(fit_depth(stored.labels("depth", indices=indices), **fit))
+            videos[DEPTH] = paint_depth(
+                fit_depth(stored.labels("depth", indices=indices, record=record), **fit)
+            )
         if self.recolourings:
-            ids = fit_ids(stored.labels("entity_ids", indices=indices), **fit)
+            ids = fit_ids(stored.labels("entity_ids", indices=indices, record=record), **fit)
             for number in range(self.recolourings):
                 painted = paint_ids(ids, key=stored.key, epoch=number, config=self.config)
                 videos[colored_member(number)] = painted

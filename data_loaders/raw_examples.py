@@ -62,7 +62,7 @@ class RawExampleMaker(ExampleMaker):
             key=facts.key,
             rgb=content if is_dalis else decode_rgb(content, name=name, indices=indices),
             indices=tuple(indices),
-            labels=None if label is None else stored.labels(label, indices=indices),
+            labels=label and stored.labels(label, indices=indices, record=record),
             label_kind=label,
             box=crop_box(
                 source=(record["height"], record["width"]),
