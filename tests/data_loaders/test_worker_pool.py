@@ -106,7 +106,12 @@ def start_endless_synthetic(out):
     command = [sys.executable, "-m", "data_loaders.synthetic", str(out), "--clips", "100000"]
     options = ["--workers", "2", "--samples-per-shard", "2"]
     process = subprocess.Popen(
-        [*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True
+        [*command, *options],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (out / "shard-000001.tar").exists():
