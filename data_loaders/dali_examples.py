@@ -95,7 +95,7 @@ class DaliJoiner:
             [
                 tensors.encode_depth(labels / 65535.0)
                 if example.facts.task == "depth"
-                else self._paint_ids(labels, example=example)
+                else paint_ids_on_device(labels, example=example, config=self._config)
                 for labels, example in pairs
             ]
         )
@@ -109,17 +109,17 @@ class DaliJoiner:
         key, coloring = example.facts.key, example.coloring
         return paint_ids(values, key=key, epoch=coloring, config=self._config)
 
-    def _paint_ids(
-        self, ids: Int32[Tensor, "t h w"], *, example: RawExample
-    ) -> Float[Tensor, "t 3 h w"]:
-        """`examples.paint_ids` on a GPU."""
-        colormap = self._config.colormap
-        is_seen = torch.bincount(ids.flatten()) > 0
-        is_seen[0] = False
-        ids = torch.where(is_seen, is_seen.cumsum(0), 0).int()[ids]
-        if colormap.segmentation == "location_aware":
-            return tensors.encode_location_aware(ids, grid=colormap.location_grid)
-        colors = draw_entity_colors(
-            int(is_seen.sum()), key=example.facts.key, epoch=example.coloring, config=self._config
-        )
-        return tensors.encode_pixelplanes(ids, colors=torch.from_numpy(colors).to(ids.device))
+
+def paint_ids_on_device(
+    ids: Int32[Tensor, "t h w"], *, example: RawExample, config: Config
+) -> Float[Tensor, "t 3 h w"]:
+    """`examples.paint_ids` on the tensor's device, colours in [-1, 1]."""
+    colormap = config.colormap
+    is_seen = torch.bincount(ids.flatten()) > 0
+    is_seen[0] = False
+    ids = torch.where(is_seen, is_seen.cumsum(0), 0).int()[ids]
+    if colormap.segmentation == "location_aware":
+        return tensors.encode_location_aware(ids, grid=colormap.location_grid)
+    count, key = int(is_seen.sum()), example.facts.key
+    colors = draw_entity_colors(count, key=key, epoch=example.coloring, config=config)
+    return tensors.encode_pixelplanes(ids, colors=torch.from_numpy(colors).to(ids.device))

@@ -210,8 +210,7 @@ class ExampleSource(ABC):
         Raises:
             TransportError: It cannot be reached, or there is no room for it.
         """
-        stored = self.index.sample(index)
-        stored.files.fetch([stored.shard])
+        self.index.files.fetch([self.index.shards[self.index.shard_of(index)]])
 
     def fetch_ahead(self, n: int) -> None:
         """Begin to copy the shards that sample number n is read from, if they are far away."""

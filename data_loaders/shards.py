@@ -269,7 +269,7 @@ class ShardIndex:
 
     def sample(self, i: int) -> StoredSample:
         """Sample i of the folder, in writing order; nothing is decoded yet."""
-        number = self._shard_of(i)
+        number = self.shard_of(i)
         shard = self.shards[number]
         row = i - (self.ends[number] - shard.num_samples)
         rows = _read_index(self.files.index(shard), shard.index_sha256)
@@ -290,7 +290,8 @@ class ShardIndex:
             note=note,
         )
 
-    def _shard_of(self, i: int) -> int:
+    def shard_of(self, i: int) -> int:
+        """The number in `shards` of the shard that holds sample i."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         return bisect_right(self.ends, i)
