@@ -16,7 +16,7 @@ Task = Literal["segmentation", "depth"]
 TASKS: tuple[Task, ...] = ("segmentation", "depth")
 """The order is the row order of the task table: id 0 = segmentation, id 1 = depth (eq. 1)."""
 
-FAMILIES = ("tiny", "2b", "5b")
+FAMILIES = ("tiny", "2b", "5b", "1.5-5b")
 
 
 class ConfigError(ValueError):
@@ -33,9 +33,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Numbers of `2b` and `5b` are those of the released CogVideoX weights."""
+    """The network. Numbers of `2b`, `5b` and `1.5-5b` are those of the released CogVideoX weights."""
 
-    family: Literal["tiny", "2b", "5b"] = "5b"
+    family: Literal["tiny", "2b", "5b", "1.5-5b"] = "5b"
     """Name used in messages and file metadata; the numbers below define the network."""
     num_layers: int = 42
     hidden_size: int = 3072
@@ -44,7 +44,10 @@ class ModelConfig:
     time_embed_dim: int = 512
     """Size of the time embedding e_t and of each row of the task table e_d."""
     patch_size: int = 2
-    """Spatial patch, latent pixels; the temporal patch is 1."""
+    """Rows and columns of latent pixels per token."""
+    patch_size_t: int = 1
+    """Latent frames per token: 2 in CogVideoX 1.5. Clips of another number of latent frames begin
+    with copies of their first one."""
     latent_channels: int = 16
     """Channels of one group (the video, or one dense map)."""
     dense_groups: int = 1
