@@ -4,10 +4,12 @@ r"""Train: from clips to a network that makes a video and its dense map in one p
         data.shards=SHARDS run.output=RUN
 
 torchrun, srun, mpirun and plain python start it as well. To resume, run the same command again.
+With --plan nothing starts: it prints what the run will be, and whether it fits.
 """
 
 import logging
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from sat_udpdiff.config_checks import check_device, require
 from sat_udpdiff.config_io import parse_cli, save_config
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
+from sat_udpdiff.plan.machine import add_options, is_planning, read_machine
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
 from sat_udpdiff.training.setup import (
     build_engine,
@@ -29,9 +32,11 @@ from sat_udpdiff.training.validation import SampleVideos
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    options, config = parse_cli(argv, description=__doc__ or "")
+    options, config = parse_cli(argv, description=__doc__ or "", extra=add_options)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        if is_planning(options):
+            return show_plan(config, options=options)
         if options.dry_run:
             from sat_udpdiff.plan import dry_run_report
 
@@ -49,6 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         close_distributed()
     return 0
+
+
+def show_plan(config: Config, *, options: Namespace) -> int:
+    """Print the plan; 0 where the run fits, 1 where it does not, 2 where there is none."""
+    from sat_udpdiff.plan import plan_report
+
+    try:
+        report, fits = plan_report(config, machine=read_machine(options))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"train.py: {error}\n")
+        return 2
+    sys.stdout.write(report)
+    return 0 if fits else 1
 
 
 def train(config: Config, *, place: Place) -> None:

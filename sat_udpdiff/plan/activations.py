@@ -1,0 +1,86 @@
+"""Memory of the network's passes, in closed form.
+
+The unit is one tensor of tokens, (b, n, hidden_size) in the training precision: 109 MB for 5B at
+49x480x720. The numbers of units were counted on the real network; `tests/plan/test_activations.py`
+counts them again, at the sizes of 2B and 5B on the meta device.
+"""
+
+from __future__ import annotations
+
+from sat_udpdiff.config import ModelConfig
+from sat_udpdiff.plan.sizes import BYTES, Sizes
+
+# What one layer keeps for its backward pass: its input, the first norm's output, queries, keys and
+# values as projected (3), queries and keys as attended (2), the output of attention and of its
+# projection, the sum after it, the second norm's output, the MLP's inner tokens before and after
+# gelu (4 each), and the MLP's output.
+_UNITS_PER_LAYER = 20
+# fp32 numbers kept beside them: mean and deviation of two norms per token; per token and head
+# those of the norms of queries and keys, and attention's log-sum-exp.
+_STATISTICS_PER_TOKEN = 4
+_STATISTICS_PER_HEAD = 5
+# While a layer's backward is at its widest: the gradient of its output, and that of the MLP's
+# inner tokens (4). Attention's own backward comes when the MLP's share (11 units) is free again,
+# so flash attention's fp32 workspace (2 units) does not count.
+_GRADIENTS_OF_LAYER = 5
+# After the last layer: its output, two norms of it, the modulated tokens, and in their backward
+# three gradients.
+_UNITS_AT_HEAD = 7
+# fp32 copies of the latents: clean, noise, noised, velocity and error.
+_LATENT_COPIES = 5
+# Without gradients a layer peaks in the rotation of queries and keys, which is done in fp32.
+_UNITS_WITHOUT_GRADIENTS = 13
+
+
+def recomputed_layers(model: ModelConfig) -> int:
+    """Layers whose activations are dropped in the forward pass and computed again."""
+    # `selective` begins with the first layer, as `AdaLNLayers.is_recomputed` does.
+    every_second = (model.num_layers + 1) // 2
+    counts = {"none": 0, "selective": every_second, "full": model.num_layers}
+    return counts[model.activation_checkpointing]
+
+
+def activation_bytes(model: ModelConfig, *, sizes: Sizes, precision: str, batch: int) -> float:
+    """The most that forward and backward hold at once beyond weights and their gradients.
+
+    Args:
+        model: The network.
+        sizes: Of its input.
+        precision: Of training: fp32, bf16 or fp16.
+        batch: Samples that go through it together.
+    """
+    width = BYTES[precision]
+    tokens = batch * sizes.tokens
+    unit = float(tokens * model.hidden_size * width)
+    statistics = 4 * tokens * (_STATISTICS_PER_TOKEN + _STATISTICS_PER_HEAD * model.num_heads)
+    layer = _UNITS_PER_LAYER * unit + statistics
+    recomputed = recomputed_layers(model)
+    kept = (model.num_layers - recomputed) * layer + recomputed * unit
+    # The largest gradient of a weight, the MLP's, is made while all of this is there.
+    in_layer = _GRADIENTS_OF_LAYER * unit + 4 * model.hidden_size**2 * width
+    if _is_last_recomputed(model):
+        in_layer += layer - unit
+    return kept + max(in_layer, _UNITS_AT_HEAD * unit) + _input_bytes(model, sizes, unit, batch)
+
+
+def sampling_bytes(model: ModelConfig, *, sizes: Sizes, precision: str) -> float:
+    """The most that one guided sampling step holds beyond the weights."""
+    unit = 2.0 * sizes.tokens * model.hidden_size * BYTES[precision]  # both branches at once
+    return _UNITS_WITHOUT_GRADIENTS * unit + _input_bytes(model, sizes, unit, 2)
+
+
+def _is_last_recomputed(model: ModelConfig) -> bool:
+    if model.activation_checkpointing == "selective":
+        return model.num_layers % 2 == 1
+    return model.activation_checkpointing == "full"
+
+
+def _input_bytes(model: ModelConfig, sizes: Sizes, unit: float, batch: int) -> float:
+    """Latents, text, and the table of positions."""
+    frames, channels, height, width = sizes.latent
+    latents = 4.0 * batch * frames * channels * height * width
+    text = 4.0 * batch * sizes.text_tokens * model.text_dim
+    # Rotary: complex64 for each pair of a head's channels. sincos: a token tensor of one sample.
+    rotary = 8.0 * sizes.tokens * (model.hidden_size // model.num_heads // 2)
+    table = rotary if model.positions == "rotary" else unit / batch
+    return _LATENT_COPIES * latents + text + table

@@ -1,0 +1,277 @@
+"""Which settings to change where a run does not fit, and what to do with room that is left.
+
+Every suggestion is tried: the changed configuration is checked and planned like the given one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sat_udpdiff.config import Config, ConfigError
+from sat_udpdiff.config_checks import validate
+from sat_udpdiff.plan.machine import Machine, Situation
+from sat_udpdiff.plan.memory import Memory, estimate_memory
+from sat_udpdiff.plan.sizes import derive_sizes
+from sat_udpdiff.plan.tables import RECOMPUTED_LAYERS
+from sat_udpdiff.plan.work import Duration, count_work, estimate_duration
+
+# A change that frees less is no help; tables show two digits of a GB.
+_LEAST_BYTES = 0.05e9
+_MOST_GPUS = 64
+_SMALL_BUCKET = 50_000_000
+_LAYERS_LESS_KEPT = {"none": ("selective", "full"), "selective": ("full",), "full": ()}
+_LAYERS_MORE_KEPT = {"full": ("selective", "none"), "selective": ("none",), "none": ()}
+_BATCH_FACTORS = (2, 3, 4, 6, 8, 12, 16)
+_ENCODE_BEFORE = "encode once before: python -m data_loaders.latents"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """Other settings, or other GPUs."""
+
+    settings: tuple[tuple[str, object], ...] = ()
+    """(dotted key, value)."""
+    gpus: int | None = None
+    price: str = ""
+    """What it costs besides time, or needs; empty where nothing."""
+
+    @property
+    def text(self) -> str:
+        """As the user would write it."""
+        words = [f"{key}={_written(value)}" for key, value in self.settings]
+        return " ".join([*words, *([f"--gpus {self.gpus}"] if self.gpus else [])])
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """What it sets."""
+        return frozenset([key for key, _ in self.settings] or ["--gpus"])
+
+    def apply(self, situation: Situation) -> Situation:
+        """The situation with this change.
+
+        Raises:
+            ConfigError: It does not go together with other settings.
+        """
+        config, machine = situation.config, situation.machine
+        for key, value in self.settings:
+            config = _with_value(config, key, value)
+        validate(config)
+        return Situation(
+            config=config, machine=replace(machine, gpus=self.gpus) if self.gpus else machine
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a plan says of a situation."""
+
+    change: tuple[Change, ...] = ()
+    situation: Situation
+    memory: Memory
+    duration: Duration | None
+    """None where the peak of the GPU is not known (fp32)."""
+    work: float
+    """FLOPs per sample."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the GPU's memory."""
+        return self.memory.total <= self.situation.machine.memory
+
+    @property
+    def text(self) -> str:
+        """The change as the user would write it."""
+        return " ".join(change.text for change in self.change)
+
+    @property
+    def price(self) -> str:
+        """What it costs besides time, or needs."""
+        return "; ".join(change.price for change in self.change if change.price)
+
+
+def examine(situation: Situation, *, change: tuple[Change, ...] = ()) -> Outcome:
+    """Plan `situation`, which `change` led to."""
+    config, machine = situation.config, situation.machine
+    memory = estimate_memory(config, sizes=derive_sizes(config), world_size=machine.gpus)
+    work, peak = count_work(config), machine.peak_at(config.train.precision)
+    duration = None
+    if peak is not None:
+        duration = estimate_duration(
+            config, work=work, world_size=machine.gpus, peak_flops=peak, mfu=machine.mfu
+        )
+    return Outcome(
+        change=change, situation=situation, memory=memory, duration=duration, work=work.total
+    )
+
+
+def ways_to_fit(current: Outcome) -> list[Outcome]:
+    """Changes after which the run fits, the cheapest in time first.
+
+    Single changes where one is enough, else the fewest that are enough together; [] where all of
+    them are not.
+    """
+    tried = _try_all(current, _savings(current.situation))
+    enough = current.memory.total - _LEAST_BYTES
+    helpful = [outcome for outcome in tried if outcome.memory.total < enough]
+    # Of equal time those without a price first; else in their order, weaker before stronger.
+    helpful.sort(key=lambda outcome: (outcome.work, bool(outcome.price)))
+    alone = [outcome for outcome in helpful if outcome.fits]
+    if not alone:
+        together = _combine(current, [outcome.change[0] for outcome in helpful])
+        return [together] if together is not None else []
+    weakest: dict[frozenset[str], Outcome] = {}
+    for outcome in tried:  # in which weaker changes come before stronger ones
+        if outcome in alone:
+            weakest.setdefault(outcome.change[0].keys, outcome)
+    return [outcome for outcome in alone if outcome in weakest.values()]
+
+
+def uses_of_room(current: Outcome) -> list[Outcome]:
+    """Changes that still fit and save time, buy something or need fewer GPUs; fastest first."""
+    found = []
+    for stronger in _luxuries(current.situation):
+        best = None
+        for change in stronger:
+            tried = _try(current, [change])
+            if tried is None or not tried.fits:
+                break
+            best = tried
+        if best is not None:
+            found.append(best)
+    return sorted(found, key=lambda outcome: outcome.work)
+
+
+def _combine(current: Outcome, changes: Sequence[Change]) -> Outcome | None:
+    """The cheapest changes, added until the run fits; then each that is not needed left out."""
+    chosen: list[Change] = []
+    best = current
+    for change in changes:
+        # A stronger value of a key replaces the weaker one.
+        rest = [old for old in chosen if not change.keys & old.keys]
+        tried = _try(current, [*rest, change])
+        if tried is None or tried.memory.total > best.memory.total - _LEAST_BYTES:
+            continue
+        chosen, best = [*rest, change], tried
+        if best.fits:
+            break
+    if not best.fits:
+        return None
+    for change in list(chosen):
+        tried = _try(current, [other for other in chosen if other is not change])
+        if tried is not None and tried.fits:
+            chosen, best = [other for other in chosen if other is not change], tried
+    return best
+
+
+def _try_all(current: Outcome, changes: Iterator[Change]) -> list[Outcome]:
+    tried = (_try(current, [change]) for change in changes)
+    return [outcome for outcome in tried if outcome is not None]
+
+
+def _try(current: Outcome, changes: Sequence[Change]) -> Outcome | None:
+    """Plan the changed situation; None where the settings do not go together."""
+    situation = current.situation
+    try:
+        for change in changes:
+            situation = change.apply(situation)
+    except ConfigError:
+        return None
+    return examine(situation, change=tuple(changes))
+
+
+def _savings(situation: Situation) -> Iterator[Change]:
+    """What could take less memory, weaker changes of a key before stronger ones."""
+    config, machine = situation.config, situation.machine
+    if config.data.source == "video":
+        yield from _cheaper_encoding(config)
+    yield from _cheaper_steps(config)
+    for mode in _LAYERS_LESS_KEPT[config.model.activation_checkpointing]:
+        yield Change(settings=(("model.activation_checkpointing", mode),))
+    if machine.gpus > 1:
+        for stage in range(config.train.zero_stage + 1, 4):
+            price = "gathers weights in every pass" if stage == 3 else ""
+            yield Change(settings=(("train.zero_stage", stage),), price=price)
+    yield from _more_gpus(machine)
+
+
+def _cheaper_steps(config: Config) -> Iterator[Change]:
+    train = config.train
+    if train.precision == "fp32":
+        yield Change(settings=(("train.precision", "bf16"),), price="rounds weights and tokens")
+    if config.ema.enabled:
+        yield Change(settings=(("ema.enabled", False),), price="no averaged weights")
+    if config.validation.every_steps:
+        yield Change(settings=(("validation.every_steps", 0),), price="no sample videos")
+    if train.reduce_bucket_elements > _SMALL_BUCKET:
+        yield Change(settings=(("train.reduce_bucket_elements", _SMALL_BUCKET),))
+    if train.micro_batch_size > 1:
+        parts = train.micro_batch_size * train.accumulation_steps
+        settings = (("train.micro_batch_size", 1), ("train.accumulation_steps", parts))
+        yield Change(settings=settings, price="the same batch, one sample at a time")
+    if train.precision == "bf16" and train.zero_stage == 2 and train.accumulation_steps == 1:
+        # Sums in fp32, of which the optimizer needs no copies.
+        price = "two passes per step: twice the batch in twice the time"
+        yield Change(settings=(("train.accumulation_steps", 2),), price=price)
+
+
+def _cheaper_encoding(config: Config) -> Iterator[Change]:
+    yield Change(
+        settings=(("data.source", "latents"),),
+        price=_ENCODE_BEFORE,
+    )
+    for key in ("text", "codec"):
+        if getattr(config, key).dtype == "fp32":
+            yield Change(settings=((f"{key}.dtype", "bf16"),))
+    if not config.codec.slicing:
+        yield Change(settings=(("codec.slicing", True),))
+    if not config.codec.tiling:
+        price = "latents differ a little along the tiles"
+        yield Change(settings=(("codec.tiling", True),), price=price)
+    if config.codec.encode_chunks == "whole":
+        price = "latents differ from those of the released training"
+        yield Change(settings=(("codec.encode_chunks", "diffusers"),), price=price)
+
+
+def _more_gpus(machine: Machine) -> Iterator[Change]:
+    count = machine.gpus * 2
+    while count <= _MOST_GPUS:
+        yield Change(gpus=count, price="a larger global batch, or fewer accumulation steps")
+        count *= 2
+
+
+def _luxuries(situation: Situation) -> Iterator[Sequence[Change]]:
+    """What could be had, for each setting from little to much."""
+    config, machine = situation.config, situation.machine
+    if config.data.source == "video":
+        yield [Change(settings=(("data.source", "latents"),), price=_ENCODE_BEFORE)]
+    yield [
+        Change(
+            settings=(("model.activation_checkpointing", mode),),
+            price=f"recomputes {RECOMPUTED_LAYERS[mode]}",
+        )
+        for mode in _LAYERS_MORE_KEPT[config.model.activation_checkpointing]
+    ]
+    batches = (config.train.micro_batch_size * factor for factor in _BATCH_FACTORS)
+    yield [
+        Change(settings=(("train.micro_batch_size", batch),), price="fills the GPU better")
+        for batch in batches
+    ]
+    if not config.ema.enabled:
+        yield [Change(settings=(("ema.enabled", True),), price="buys averaged weights")]
+    parts = [2**n for n in range(1, machine.gpus.bit_length())]
+    yield [
+        Change(gpus=machine.gpus // part, price=f"the same samples take {part} times as long")
+        for part in parts
+    ]
+
+
+def _with_value(config: Config, key: str, value: object) -> Config:
+    section, name = key.split(".")
+    changed: dict[str, Any] = {name: value}
+    return replace(config, **{section: replace(getattr(config, section), **changed)})
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

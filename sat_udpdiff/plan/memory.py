@@ -1,0 +1,116 @@
+"""Memory of one GPU during training: what is always there, and what comes and goes.
+
+All figures are bytes; tables print them in GB of 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sat_udpdiff.config import Config
+from sat_udpdiff.plan.activations import activation_bytes, sampling_bytes
+from sat_udpdiff.plan.frozen import frozen_cost
+from sat_udpdiff.plan.sizes import Parameters, Sizes, with_largest_clip
+from sat_udpdiff.plan.zero import zero_bytes
+
+# CUDA context, kernels, workspaces of cuBLAS, cuDNN and NCCL, and what the allocator cannot use:
+# 2 to 4 GB is what others report of 80 GB GPUs. An allowance: this project has not measured it.
+CUDA_ALLOWANCE = 3e9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Estimated bytes on one device."""
+
+    weights: float
+    optimizer: float
+    """fp32 weights and the two moments of AdamW."""
+    ema: float
+    text_encoder: float
+    codec: float
+    overhead: float
+    """CUDA and its libraries."""
+    gradients: float
+    buckets: float
+    gathered: float
+    """ZeRO 3: weights of the layers at work."""
+    activations: float
+    start: float
+    """While deepspeed rearranges the weights, beyond what is there later."""
+    encoding: float
+    """A micro-batch of clips, with gradients that wait for the next one."""
+    step: float
+    """Gradients and their copies while the optimizer steps."""
+    sampling: float
+    """Sample videos of `validation`."""
+
+    @property
+    def held(self) -> float:
+        """There from the first step to the last."""
+        states = self.weights + self.optimizer + self.ema
+        return states + self.text_encoder + self.codec + self.overhead
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """What a run does one after the other, and what each takes on top of `held`."""
+        return {
+            "start": self.start,
+            "encoding": self.encoding,
+            "passes": self.gradients + self.buckets + self.gathered + self.activations,
+            "step": self.step,
+            "sampling": self.sampling,
+        }
+
+    @property
+    def total(self) -> float:
+        """The peak."""
+        return self.held + max(self.phases.values())
+
+
+def estimate_memory(
+    config: Config, *, sizes: Sizes, world_size: int, device_type: str = "cuda"
+) -> Memory:
+    """Bytes on each of `world_size` devices during training, in batches of the largest bucket.
+
+    Args:
+        config: Any configuration.
+        sizes: Of it.
+        world_size: Number of GPUs.
+        device_type: cuda, or cpu, where there is no CUDA and deepspeed works in another order.
+
+    Raises:
+        ValueError: The codec that `codec.weights` names does not fit the configuration.
+    """
+    config = with_largest_clip(config)
+    model, train = config.model, config.train
+    parameters = Parameters(total=sizes.parameters, trained=sizes.trained_parameters)
+    zero = zero_bytes(config, parameters=parameters, world_size=world_size, device_type=device_type)
+    frozen = frozen_cost(config, sizes=sizes)
+    states = zero.weights + zero.optimizer + zero.ema
+    return Memory(
+        weights=zero.weights,
+        optimizer=zero.optimizer,
+        ema=zero.ema,
+        text_encoder=frozen.text_bytes,
+        codec=frozen.codec_bytes,
+        overhead=CUDA_ALLOWANCE if device_type == "cuda" else 0.0,
+        gradients=zero.gradients,
+        buckets=zero.buckets,
+        gathered=zero.gathered,
+        activations=activation_bytes(
+            model, sizes=sizes, precision=train.precision, batch=train.micro_batch_size
+        ),
+        start=max(0.0, zero.start - states),
+        encoding=zero.staying + frozen.encoding_bytes if frozen.encoding_bytes else 0.0,
+        step=zero.step,
+        sampling=_sampling_bytes(config, sizes, decoding=frozen.decoding_bytes),
+    )
+
+
+def _sampling_bytes(config: Config, sizes: Sizes, *, decoding: float) -> float:
+    if not config.validation.every_steps:
+        return 0.0
+    # First all steps of the sampler, then the codec.
+    steps = sampling_bytes(config.model, sizes=sizes, precision=config.train.precision)
+    return max(steps, decoding)

@@ -1,0 +1,260 @@
+"""What `--plan` prints: whether a run fits, what it takes, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sat_udpdiff.config import Config
+from sat_udpdiff.config_io import notes
+from sat_udpdiff.plan.advice import Outcome, examine, uses_of_room, ways_to_fit
+from sat_udpdiff.plan.machine import Machine, Situation
+from sat_udpdiff.plan.sizes import Sizes, derive_sizes
+from sat_udpdiff.plan.tables import (
+    RECOMPUTED_LAYERS,
+    days,
+    describe_checkpoint,
+    describe_run,
+    flops,
+    flops_unit,
+    gigabytes,
+    rows,
+    seconds,
+)
+from sat_udpdiff.plan.work import Work, count_work
+from sat_udpdiff.training.throughput import GPUS
+
+_NAME_WIDTH = 20
+_CHANGE_WIDTH = 44
+_MEMORY_WIDTH = 52
+# A row of less is not worth a line.
+_LEAST_SHOWN = 0.005e9
+
+
+def plan_report(config: Config, *, machine: Machine) -> tuple[str, bool]:
+    """The text of `--plan`, and whether the run fits.
+
+    Raises:
+        DataError: The manifest of shards or latents that are there cannot be read.
+        ValueError: The codec does not fit the configuration.
+    """
+    situation = Situation(config=config, machine=machine)
+    outcome, sizes = examine(situation), derive_sizes(config)
+    parts = [
+        _verdict(outcome),
+        _section("the run", _run_rows(config, sizes=sizes, machine=machine)),
+        f"memory of each GPU, GB of 10^9 bytes\n{_memory_table(outcome)}",
+        _section("work and time", _work_rows(outcome, work=count_work(config), sizes=sizes)),
+        _advice(outcome),
+        _section("not in these figures", [(line, "") for line in _caveats(outcome)]),
+    ]
+    parts += ["\n".join(f"note: {note}" for note in notes(config))] if notes(config) else []
+    return "\n\n".join(parts) + "\n", outcome.fits
+
+
+def _verdict(outcome: Outcome) -> str:
+    machine, config = outcome.situation.machine, outcome.situation.config
+    room = machine.memory - outcome.memory.total
+    where = f"{config.model.family} on {machine.gpus} x {machine.gpu}"
+    peak = f"{outcome.memory.total / 1e9:.1f} of {machine.memory / 1e9:g} GB"
+    if outcome.fits:
+        return f"{where}: fits, {peak} per GPU, {room / 1e9:.1f} GB to spare"
+    return f"{where}: DOES NOT FIT, {peak} per GPU, {-room / 1e9:.1f} GB too much"
+
+
+def _section(title: str, pairs: Sequence[tuple[str, str]]) -> str:
+    return f"{title}\n{rows(pairs, width=_NAME_WIDTH, indent='  ')}"
+
+
+def _run_rows(config: Config, *, sizes: Sizes, machine: Machine) -> list[tuple[str, str]]:
+    data, train = config.data, config.train
+    sources = {
+        "video": "decoded, encoded by codec and text encoder while training",
+        "latents": "from cached latents, no encoder in the loop",
+    }
+    clips = data.buckets or (f"{data.num_frames}x{data.height}x{data.width}",)
+    # Sizes are of the largest bucket; work and time are means.
+    largest = ", figures of memory for the largest" if len(clips) > 1 else ""
+    return [
+        ("clips", f"{', '.join(clips)} at {data.fps:g} fps, {sources[data.source]}{largest}"),
+        *describe_run(config, sizes=sizes, gpus=machine.gpus, processes="GPUs"),
+        ("training", f"{train.precision}, ZeRO {train.zero_stage}, recomputing "
+                     f"{RECOMPUTED_LAYERS[config.model.activation_checkpointing]}"),
+    ]  # fmt: skip
+
+
+def _memory_table(outcome: Outcome) -> str:
+    """What is held, then each phase with its parts; the largest phase is marked."""
+    memory = outcome.memory
+    phases = memory.phases
+    largest = max(phases, key=lambda name: phases[name])
+    lines = [_memory_row(label, value) for label, value in _held(outcome)]
+    lines += [_memory_row("held from the first step to the last", memory.held), ""]
+    lines += ["  on top of that, one after the other"]
+    for name, label in _phase_labels(outcome).items():
+        mark = "  <- the peak" if name == largest else ""
+        lines.append(_memory_row(label, phases[name], mark=mark))
+        if name == "passes":
+            lines += [
+                _memory_row(f"    {part}", value) for part, value in _parts_of_passes(outcome)
+            ]
+    lines.append(_memory_row("peak", memory.total))
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _memory_row(label: str, value: float, *, mark: str = "") -> str | None:
+    """A line of the table; None where there is nothing to show."""
+    if value < _LEAST_SHOWN and not mark:
+        return None
+    return f"  {label:<{_MEMORY_WIDTH}}{gigabytes(value)}{mark}"
+
+
+def _held(outcome: Outcome) -> list[tuple[str, float]]:
+    memory, config = outcome.memory, outcome.situation.config
+    share = _share(outcome)
+    return [
+        (
+            f"weights, {config.train.precision}{share if _zero(outcome) == 3 else ''}",
+            memory.weights,
+        ),
+        (f"fp32 weights and moments of AdamW{share}", memory.optimizer),
+        (f"average of the weights (EMA), fp32{share}", memory.ema),
+        (f"text encoder, {config.text.dtype}", memory.text_encoder),
+        (f"video codec, {config.codec.dtype}", memory.codec),
+        ("CUDA, its libraries, fragmentation: an allowance", memory.overhead),
+    ]
+
+
+def _parts_of_passes(outcome: Outcome) -> list[tuple[str, float]]:
+    memory, model = outcome.memory, outcome.situation.config.model
+    layers = RECOMPUTED_LAYERS[model.activation_checkpointing]
+    return [
+        (f"activations, recomputing {layers}", memory.activations),
+        (f"gradients{_share(outcome) if _zero(outcome) > 1 else ''}", memory.gradients),
+        ("buckets of gradients on their way", memory.buckets),
+        ("weights gathered for the layers at work", memory.gathered),
+    ]
+
+
+def _zero(outcome: Outcome) -> int:
+    return outcome.situation.config.train.zero_stage
+
+
+def _share(outcome: Outcome) -> str:
+    gpus = outcome.situation.machine.gpus
+    return f", 1/{gpus} of them" if gpus > 1 else ""
+
+
+def _phase_labels(outcome: Outcome) -> dict[str, str]:
+    config = outcome.situation.config
+    clips = config.train.micro_batch_size * (1 + config.model.dense_groups)
+    ways = [
+        *(["in tiles"] if config.codec.tiling else []),
+        *(["in chunks"] if config.codec.encode_chunks == "diffusers" else []),
+        *(["one after another" if config.codec.slicing else "together"] if clips > 1 else []),
+    ]
+    what = f"{clips} clips" if clips > 1 else "a clip"
+    return {
+        "start": "start: a second copy of the weights",
+        "encoding": ", ".join([f"encoding {what}", *ways]),
+        "passes": "forward and backward pass",
+        "step": "optimizer step: gradients and their fp32 copies",
+        "sampling": "sample videos: sampling, then decoding",
+    }
+
+
+def _work_rows(outcome: Outcome, *, work: Work, sizes: Sizes) -> list[tuple[str, str]]:
+    config, machine = outcome.situation.config, outcome.situation.machine
+    train, duration = config.train, outcome.duration
+    batch = train.micro_batch_size * train.accumulation_steps * machine.gpus
+    pairs = [
+        ("one sample", flops(work.total)),
+        ("", _parts_of(work)),
+        ("one step", f"{flops(work.total * batch)} on all GPUs"),
+    ]
+    if duration is None:
+        pairs.append(("time", "unknown: the tables hold what GPUs do at 16 bits, not in fp32"))
+    else:
+        peak = f"{machine.mfu:.0%} of {machine.peak_flops / 1e12:,.0f} TFLOP/s"
+        pairs += [
+            ("time per step", f"{seconds(duration.step_seconds)} at {peak} "
+                              f"(metrics.jsonl: mfu {duration.mfu:.2f})"),
+            (f"{train.steps:,} steps", days(duration.days)),
+        ]  # fmt: skip
+    # One kind of tensor per rank: weights, two moments, average.
+    writers = min(machine.gpus, 4 if config.ema.enabled else 3)
+    who = f"each of {writers} ranks" if writers > 1 else "the rank"
+    pairs += [
+        ("checkpoint", describe_checkpoint(config, sizes=sizes)),
+        ("host memory", f"{sizes.network_bytes / 1e9:,.2f} GB on {who} while one is written"),
+    ]  # fmt: skip
+    return pairs
+
+
+def _parts_of(work: Work) -> str:
+    parts = {
+        "forward": work.forward,
+        "backward": work.backward,
+        "recomputed layers": work.recomputed,
+        "attention scores again": work.attention,
+        "encoders": work.encoding,
+    }
+    unit = flops_unit(min(value for value in parts.values() if value))
+    sums = [f"{name} {value / unit.size:,.1f}" for name, value in parts.items() if value]
+    return f"= {' + '.join(sums)} {unit.name}"
+
+
+def _advice(outcome: Outcome) -> str:
+    if outcome.fits:
+        found = uses_of_room(outcome)
+        title = "what would fit as well" if found else "nothing else that this program knows fits"
+        return "\n".join([title, *_advice_lines(outcome, found)])
+    found = ways_to_fit(outcome)
+    if not found:
+        return (
+            "no setting known to this program makes it fit, nor all of them together; a smaller "
+            "clip (data.num_frames, height, width), a smaller family, or GPUs with more memory"
+        )
+    if len(found[0].change) > 1:
+        title = "no single change is enough; together these are"
+    else:
+        title = "any one of these makes it fit, the cheapest in time first"
+    return "\n".join([title, *_advice_lines(outcome, found), *_larger_gpus(outcome)])
+
+
+def _larger_gpus(outcome: Outcome) -> list[str]:
+    """The types of GPU that would hold the run as it is."""
+    needed = outcome.memory.total
+    names = [name for name, gpu in GPUS.items() if gpu.memory_gb * 1e9 >= needed]
+    return [f"  or GPUs of {needed / 1e9:.0f} GB and more: {', '.join(names)}"] if names else []
+
+
+def _advice_lines(current: Outcome, found: Sequence[Outcome]) -> list[str]:
+    lines = []
+    for outcome in found:
+        changes = outcome.change
+        lines += [
+            f"  {change.text:<{_CHANGE_WIDTH}}{change.price}".rstrip() for change in changes[:-1]
+        ]
+        last = changes[-1]
+        text = f"  {last.text:<{_CHANGE_WIDTH}}{outcome.memory.total / 1e9:>6.1f} GB"
+        lines.append(f"{text}{_time_cell(current, outcome)}  {last.price}".rstrip())
+    return lines
+
+
+def _time_cell(current: Outcome, outcome: Outcome) -> str:
+    """Time per step, and its change per sample; where no time is known the change of work."""
+    relative = outcome.work / current.work - 1
+    change = f"{relative:+.0%}" if abs(relative) >= 0.005 else "same"
+    if outcome.duration is None:
+        return f"{change + ' work':>12}"
+    return f"{seconds(outcome.duration.step_seconds):>9} per step ({change})"
+
+
+def _caveats(outcome: Outcome) -> list[str]:
+    config = outcome.situation.config
+    lines = ["waiting for data, checkpoints and sample videos; the file system"]
+    if config.data.source == "video":
+        lines.append("workspace that cuDNN takes for the codec's convolutions")
+    if config.data.decoder == "dali":
+        lines.append("frames that DALI decodes on the GPU")
+    return lines

@@ -1,0 +1,137 @@
+"""Sizes of a run that do not depend on the machine: tokens, parameters, samples, files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from data_loaders.latent_cache import KIND
+from data_loaders.order import sizes_of
+from data_loaders.shard_files import is_address
+from data_loaders.shard_format import CLIPS
+from data_loaders.shards import ShardIndex
+from sat_udpdiff.config import Config, ModelConfig
+from sat_udpdiff.encoders.latents import latent_size
+from sat_udpdiff.model.accounting import forward_flops
+from sat_udpdiff.model.dense_channels import total_channels
+from sat_udpdiff.model.transformer import build_network
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Per number, by the names that the configuration gives to dtypes."""
+
+RECOMPUTED_SHARE = {"none": 0.0, "selective": 0.5, "full": 1.0}
+"""Of the layers, by `model.activation_checkpointing`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """Numbers of weights."""
+
+    total: int
+    trained: int
+    """Those that have a gradient, an optimizer state and a place in checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """What a configuration amounts to, at the largest of its clip sizes."""
+
+    latent: tuple[int, int, int, int]
+    """(frames, channels, height, width) of one sample, all groups of channels."""
+    text_tokens: int
+    video_tokens: int
+    parameters: int
+    trained_parameters: int
+    forward_flops: float
+    """Of the network for one sample, a multiply-add counted as two."""
+    sample_flops: float
+    """Forward, backward and recomputed layers for one sample."""
+    network_bytes: int
+    """Of `network.safetensors` in a checkpoint."""
+    checkpoint_bytes: int
+    """Of a whole checkpoint, over all processes."""
+
+    @property
+    def tokens(self) -> int:
+        """Length of the network's sequence: text and video."""
+        return self.text_tokens + self.video_tokens
+
+
+def derive_sizes(config: Config) -> Sizes:
+    """The sizes of `config`, of its largest bucket; the network is built on the meta device."""
+    config = with_largest_clip(config)
+    latent = _latent_shape(config)
+    parameters = count_parameters(config)
+    forward = float(forward_flops(config.model, latent[0], latent[2], latent[3]))
+    # The backward pass costs two forwards, and each recomputed layer one more of its own.
+    passes = 3 + RECOMPUTED_SHARE[config.model.activation_checkpointing]
+    return Sizes(
+        latent=latent,
+        text_tokens=config.model.text_length,
+        video_tokens=_video_tokens(config.model, latent),
+        parameters=parameters.total,
+        trained_parameters=parameters.trained,
+        forward_flops=forward,
+        sample_flops=passes * forward,
+        network_bytes=4 * parameters.trained,
+        # fp32: the weights, the two moments of AdamW, and the average where there is one.
+        checkpoint_bytes=(12 + 4 * config.ema.enabled) * parameters.trained,
+    )
+
+
+def count_parameters(config: Config) -> Parameters:
+    """Weights of the network and how many of them are trained, without allocating any.
+
+    The one place that decides what is trained: a network whose weights are frozen here has no
+    gradients, optimizer states, averages and files of them anywhere in a plan.
+    """
+    return _count_parameters(config.model)
+
+
+@lru_cache(maxsize=64)
+def _count_parameters(model: ModelConfig) -> Parameters:
+    network = build_network(model, dtype=torch.float32, device=torch.device("meta"))
+    weights = list(network.parameters())
+    return Parameters(
+        total=sum(weight.numel() for weight in weights),
+        trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+    )
+
+
+def count_samples(config: Config) -> int | None:
+    """Samples in the shards or the cache that a run reads; None where none are named or there.
+
+    Raises:
+        DataError: The folder is there, and its manifest cannot be read.
+    """
+    is_cached = config.data.source == "latents"
+    name = config.data.latents if is_cached else config.data.shards
+    if not name or not (is_address(name) or Path(name).is_dir()):
+        return None
+    return len(ShardIndex.open(name, kind=KIND if is_cached else CLIPS))
+
+
+def with_largest_clip(config: Config) -> Config:
+    """The configuration with its largest bucket as the one size."""
+    sizes = [size for size, _ in sizes_of(config.data)]
+    size = max(sizes, key=lambda size: size.num_frames * size.height * size.width)
+    return replace(config, data=replace(config.data, buckets=(), **asdict(size)))
+
+
+def _latent_shape(config: Config) -> tuple[int, int, int, int]:
+    data = config.data
+    size = latent_size(
+        config.codec, num_frames=data.num_frames, height=data.height, width=data.width
+    )
+    return size.frames, total_channels(config.model), size.height, size.width
+
+
+def _video_tokens(model: ModelConfig, latent: tuple[int, int, int, int]) -> int:
+    frames, _, height, width = latent
+    # Clips that do not fill their last patch over time are padded to it.
+    frames = math.ceil(frames / model.patch_size_t)
+    return frames * (height // model.patch_size) * (width // model.patch_size)

@@ -1,0 +1,136 @@
+"""What deepspeed keeps on one GPU for the weights that are trained, by ZeRO stage.
+
+Read in the source of deepspeed 0.19.8 (`runtime/zero/stage_1_and_2.py`, `stage3.py`), and compared
+with what live engines hold in `tests/plan/test_zero.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sat_udpdiff.config import Config
+from sat_udpdiff.plan.sizes import BYTES, Parameters
+from sat_udpdiff.training.engine import to_deepspeed
+
+# Stage 3, deepspeed's own defaults, which `to_deepspeed` leaves alone: gathered weights that may
+# be there at once (stage3_max_live_parameters), and weights that step together (sub_group_size).
+_MOST_GATHERED = 1_000_000_000
+_STEP_TOGETHER = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroBytes:
+    """Bytes on one GPU."""
+
+    weights: float
+    """In the training precision; stage 3 shards them."""
+    optimizer: float
+    """fp32 weights and the two moments of AdamW, sharded."""
+    ema: float
+    """The average of the weights, sharded."""
+    gradients: float
+    """At the end of a backward pass."""
+    buckets: float
+    """Gradients on their way between the GPUs."""
+    gathered: float
+    """Stage 3: weights of other GPUs, for the layers at work."""
+    staying: float
+    """Of gradients and buckets, what is there while the next micro-batch is encoded."""
+    step: float
+    """Gradients, their copies, and what stays, while the optimizer steps."""
+    start: float
+    """All there is while deepspeed rearranges the weights at the start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gradients:
+    end: float
+    between: float
+    shard: float
+    step_copies: float
+
+
+def zero_bytes(
+    config: Config, *, parameters: Parameters, world_size: int, device_type: str = "cuda"
+) -> ZeroBytes:
+    """Bytes of weights, optimizer and gradients on each of `world_size` devices.
+
+    Args:
+        config: Precision, ZeRO stage, accumulation, bucket size, EMA.
+        parameters: How many there are, and how many are trained.
+        world_size: GPUs of the run.
+        device_type: cuda, or cpu for what tests measure: there nothing overlaps, and AdamW makes
+            two copies that its fused kernel does without.
+    """
+    width, stage = BYTES[config.train.precision], config.train.zero_stage
+    trained, shard = parameters.trained, parameters.trained / world_size
+    settings = to_deepspeed(config, world_size=world_size, device_type=device_type)
+    gradients = _gradients(config, trained=trained, shard=shard, settings=settings)
+    buckets = _bucket_bytes(settings, trained=trained, width=width, world_size=world_size)
+    weights = float(parameters.total * width)
+    optimizer = 12.0 * shard
+    copy_at_start = float(trained * width)
+    if stage == 3:
+        weights /= world_size
+        copy_at_start = float(parameters.total * width)
+        if width == 4:
+            optimizer = 8.0 * shard  # the fp32 weights are the weights themselves
+    staying = gradients.between + (buckets if stage == 3 else 0.0)
+    adam = 0.0 if device_type == "cuda" else 8.0 * min(shard, _together(stage))
+    fp32_gradients = 4.0 * min(shard, _together(stage))
+    step = max(gradients.step_copies, adam + (fp32_gradients if gradients.step_copies else 0.0))
+    return ZeroBytes(
+        weights=weights,
+        optimizer=optimizer,
+        ema=4.0 * shard if config.ema.enabled else 0.0,
+        gradients=gradients.end,
+        buckets=buckets,
+        gathered=float(min(parameters.total, _MOST_GATHERED) * width) if stage == 3 else 0.0,
+        staying=staying,
+        step=gradients.shard + step + (buckets if stage == 3 else 0.0),
+        start=weights + copy_at_start,
+    )
+
+
+def _together(stage: int) -> float:
+    """Numbers that the optimizer steps at once: all matrices of a shard, or a sub-group of it."""
+    return _STEP_TOGETHER if stage == 3 else float("inf")
+
+
+def _gradients(config: Config, *, trained: int, shard: float, settings: dict) -> _Gradients:
+    """Where gradients are kept until the optimizer takes them."""
+    width, stage = BYTES[config.train.precision], config.train.zero_stage
+    accumulates = config.train.accumulation_steps > 1
+    if "data_types" in settings:
+        # Stage 2, summed in fp32: one flat buffer, which the optimizer takes as it is.
+        return _Gradients(end=4.0 * shard, between=4.0 * shard, shard=4.0 * shard, step_copies=0.0)
+    own = float(width * shard)
+    together = min(shard, _together(stage))
+    # Flattened once more, and, where they are 16-bit, that copy in fp32.
+    copies = together * (width + (4.0 if width < 4 else 0.0))
+    if stage == 3:
+        # One buffer for the whole run. fp16 looks for overflow in all of it: |x|, and x == inf.
+        if config.train.precision == "fp16":
+            copies = max(copies, (width + 1.0) * shard)
+        return _Gradients(end=own, between=own, shard=own, step_copies=copies)
+    if stage == 2:
+        # Those of this pass beside the sum of the earlier ones.
+        between = own if accumulates else 0.0
+        return _Gradients(end=own + between, between=between, shard=own, step_copies=copies)
+    # Stage 1 reduces the last micro-batch alone: while gradients come, if it may overlap.
+    overlaps = settings["zero_optimization"]["overlap_comm"] and not accumulates
+    whole = 0.0 if overlaps else float(trained * width)
+    between = float(trained * width) if accumulates else 0.0
+    return _Gradients(end=whole + own, between=between, shard=own, step_copies=copies)
+
+
+def _bucket_bytes(settings: dict, *, trained: int, width: int, world_size: int) -> float:
+    """Buffers of the size of a bucket, whether the network fills them or not, and a packed copy."""
+    zero = settings["zero_optimization"]
+    size = zero["reduce_bucket_size"]
+    packed = min(size, trained)
+    if zero["stage"] == 3:
+        return float((size + packed) * width)
+    # One is filled while the other is sent; shards of several GPUs are packed before.
+    buffers = 2 if zero["overlap_comm"] else 1
+    return float((buffers * size + (packed if world_size > 1 else 0)) * width)
