@@ -21,7 +21,8 @@ from sat_udpdiff.weights.zero_shards import is_zero_folder
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 """File names of diffusers' weights begin with it."""
-_SAT_FILE = "mp_rank_00_model_states.pt"
+SAT_FILE = "mp_rank_00_model_states.pt"
+"""File of a SAT checkpoint."""
 _SAT_EMA = "-ema"
 """Ending of the folders in which SAT saves averaged weights."""
 
@@ -98,7 +99,7 @@ def _find_in_folder(folder: Path, *, ema: bool) -> Path:
     raise ValueError(
         f"{folder}: expected a run, one of its checkpoints, a diffusers transformer folder or a "
         f"SAT checkpoint; it has none of {CHECKPOINTS}/, {name}, {DIFFUSERS_STEM}*.safetensors, "
-        f"{_SAT_FILE}{' of averaged weights' if ema else ''}"
+        f"{SAT_FILE}{' of averaged weights' if ema else ''}"
     )
 
 
@@ -111,11 +112,11 @@ def _only_set(folder: Path, *, ema: bool) -> Path:
 def _find_sat(folder: Path, *, ema: bool) -> Path | None:
     """SAT's file in its folder; among several saves the one that SAT's `latest` names."""
     saves = [
-        *folder.glob(f"*/{_SAT_FILE}"),
+        *folder.glob(f"*/{SAT_FILE}"),
         # Stage 3 has no file of that name alone.
-        *folder.glob(f"*/zero_pp_rank_0_{_SAT_FILE}"),
+        *folder.glob(f"*/zero_pp_rank_0_{SAT_FILE}"),
     ]
-    own = [folder / _SAT_FILE, folder / f"zero_pp_rank_0_{_SAT_FILE}"]
+    own = [folder / SAT_FILE, folder / f"zero_pp_rank_0_{SAT_FILE}"]
     if here := next((file for file in own if file.is_file()), None):
         _check_not_split(here)
         return here

@@ -36,6 +36,7 @@ _MOST_SHOWN = 3
 _PATCH_1_5 = (2, 2)
 _RELEASED = {
     # layers, width, frames per patch
+    (6, 192, 1): ("tiny", "the tiny CogVideoX"),
     (30, 1920, 1): ("2b", "CogVideoX 2B"),
     (42, 3072, 1): ("5b", "CogVideoX 5B"),
     (42, 3072, 2): ("1.5-5b", "CogVideoX 1.5 5B"),
