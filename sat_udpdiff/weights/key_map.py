@@ -15,7 +15,7 @@ from torch import Tensor
 SAT_PREFIX = "model.diffusion_model."
 """Official SAT checkpoints carry it on every key of the network."""
 
-DIFFUSERS_TASK_TABLE = "task_embedding.table.weight"
+DIFFUSERS_TASK_TABLE = "time_embedding.task_table.weight"
 """Our name for the task table among diffusers' keys; diffusers' own class has no such weight."""
 
 _SAT_TASK_TABLE = "mixins.task_embedding.table.weight"
