@@ -21,6 +21,7 @@ FLOORS = [
         "sat_udpdiff.evaluation",
         "sat_udpdiff.generation",
         "sat_udpdiff.outputs",
+        "sat_udpdiff.pipeline",
         "sat_udpdiff.plan",
         "sat_udpdiff.training",
         "sat_udpdiff.weights",

@@ -22,7 +22,7 @@ _R = TypeVar("_R")
 SAT_PREFIX = "model.diffusion_model."
 """Official SAT checkpoints carry it on every key of the network."""
 
-DIFFUSERS_TASK_TABLE = "task_embedding.table.weight"
+DIFFUSERS_TASK_TABLE = "time_embedding.task_table.weight"
 """Our name for the task table among diffusers' keys; diffusers' own class has no such weight."""
 
 SAT_POSITIONS = "mixins.pos_embed.pos_embedding"
