@@ -16,6 +16,9 @@ Task = Literal["segmentation", "depth"]
 TASKS: tuple[Task, ...] = ("segmentation", "depth")
 """The order is the row order of the task table: id 0 = segmentation, id 1 = depth (eq. 1)."""
 
+Guidance = Literal["constant", "dynamic_released", "dynamic_step"]
+"""How the guidance scale goes over the steps; see diffusion/guidance.py."""
+
 FAMILIES = ("tiny", "2b", "5b", "1.5-5b")
 
 
@@ -33,7 +36,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Numbers of `2b`, `5b` and `1.5-5b` are those of the released CogVideoX weights."""
+    """The network. Numbers of all families but `tiny` are those of released CogVideoX weights."""
 
     family: Literal["tiny", "2b", "5b", "1.5-5b"] = "5b"
     """Name used in messages and file metadata; the numbers below define the network."""
@@ -264,7 +267,7 @@ class SampleConfig:
 
     sampler: Literal["dpmpp_2m_sde", "ddim"] = "dpmpp_2m_sde"
     num_steps: int = 50
-    guidance: Literal["constant", "dynamic_released", "dynamic_step"] = "dynamic_released"
+    guidance: Guidance = "dynamic_released"
     guidance_scale: float = 6.0
     schedule: Literal["diffusers", "sat"] = "diffusers"
     """diffusers: the training table; sat: re-anchored on the sampled steps, as SAT releases."""

@@ -22,7 +22,7 @@ from sat_udpdiff.diffusion.guidance import guidance_scale, guide
 from sat_udpdiff.diffusion.noise import per_sample_noise, start_noise
 from sat_udpdiff.diffusion.samplers import ddim, dpmpp_2m_sde
 from sat_udpdiff.diffusion.schedule import make_schedule, sampling_steps
-from sat_udpdiff.encoders.latents import latent_size
+from sat_udpdiff.encoders.latents import LatentSize, latent_size
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 
@@ -199,13 +199,19 @@ def check_request(request: SampleRequest, *, config: Config) -> None:
     if request.batch_size < 1:
         raise ValueError(f"batch size: expected at least 1, got {request.batch_size}")
     check_task(request.task, config=config)
-    latent_size(
-        config.codec, num_frames=request.num_frames, height=request.height, width=request.width
+    check_size(
+        num_frames=request.num_frames, height=request.height, width=request.width, config=config
     )
+
+
+def check_size(*, num_frames: int, height: int, width: int, config: Config) -> LatentSize:
+    """Latent extent of a clip; ValueError where it does not fit the codec or the patches."""
     cell = config.codec.spatial_compression * config.model.patch_size
-    for name, size in (("height", request.height), ("width", request.width)):
-        if size % cell:
-            raise ValueError(f"{name}: expected a multiple of {cell} pixels, got {size}")
+    size = latent_size(config.codec, num_frames=num_frames, height=height, width=width)
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels % cell:
+            raise ValueError(f"{name}: expected a multiple of {cell} pixels, got {pixels}")
+    return size
 
 
 def check_task(task: str | None, *, config: Config) -> Task | None:

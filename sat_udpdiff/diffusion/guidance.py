@@ -1,15 +1,16 @@
 """Classifier-free guidance and its scale over the sampling steps."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sat_udpdiff.config import Guidance
+
 
 def guidance_scale(
-    kind: Literal["constant", "dynamic_released", "dynamic_step"],
+    kind: Guidance,
     *,
     scale: float,
     step: int,

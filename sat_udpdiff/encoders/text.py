@@ -88,15 +88,13 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Float[Tensor, "b n d"]:
         """Embed captions, in the encoder's dtype; (b, text_length, text_dim)."""
-        tokens = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.text_length,
-            return_tensors="pt",
+        return embed_captions(
+            captions,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            text_length=self.text_length,
+            device=self.device,
         )
-        # No attention mask, on purpose: the released weights attend to the padding.
-        return self.model(input_ids=tokens["input_ids"].to(self.device)).last_hidden_state
 
     def unconditional(self, batch_size: int) -> Float[Tensor, "b n d"]:
         """Embeddings of the branch without text: zeros, or those of the empty caption."""
@@ -121,6 +119,27 @@ class TextEncoder:
         """Whole words of a small, closed vocabulary; empty for an open one (T5's own)."""
         words = self.tokenizer.init_kwargs.get("closed_vocabulary", ())
         return frozenset(words)
+
+
+@torch.no_grad()
+def embed_captions(
+    captions: Sequence[str],
+    *,
+    model: "T5EncoderModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text_length: int,
+    device: torch.device | str,
+) -> Float[Tensor, "b n d"]:
+    """Embed captions, padded or cut to `text_length` tokens, in the model's dtype."""
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=text_length,
+        return_tensors="pt",
+    )
+    # No attention mask, on purpose: the released weights attend to the padding.
+    return model(input_ids=tokens["input_ids"].to(device)).last_hidden_state
 
 
 def find_text_encoder(config: TextEncoderConfig) -> WeightSource:

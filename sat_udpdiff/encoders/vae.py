@@ -58,7 +58,7 @@ class VideoCodec:
         torch.nn.Module.to(vae, device=self.device, dtype=self.dtype)
         self.vae: Any = vae.eval().requires_grad_(False)
         if config.tiling:
-            self._enable_tiling()
+            enable_tiling(vae)
         if config.slicing:
             self.vae.enable_slicing()
 
@@ -96,20 +96,6 @@ class VideoCodec:
     def latent_size(self, *, num_frames: int, height: int, width: int) -> LatentSize:
         """Latent extent of a clip; ValueError when the clip does not fit."""
         return latent_size(self.config, num_frames=num_frames, height=height, width=width)
-
-    def _enable_tiling(self) -> None:
-        """Tiles of the codec's own size (half its native frame), at whole latent strides.
-
-        diffusers lets tiles overlap by 1/6 of their height and 1/5 of their width. Where these are
-        no whole latents the result has rows or columns too many, so other sizes are rounded up;
-        240 x 360, the tile of the released codec, stays.
-        """
-        step_height = 6 * self.config.spatial_compression
-        step_width = 5 * self.config.spatial_compression
-        self.vae.enable_tiling(
-            tile_sample_min_height=-(-self.vae.tile_sample_min_height // step_height) * step_height,
-            tile_sample_min_width=-(-self.vae.tile_sample_min_width // step_width) * step_width,
-        )
 
     @torch.no_grad()
     def encode(self, rgb: Float[Tensor, "b t c h w"]) -> LatentDistribution:
@@ -156,14 +142,55 @@ class VideoCodec:
                 f"latents: expected (b, t, {self.latent_channels}, h, w), got "
                 f"{tuple(latents.shape)}"
             )
-        num_frames = (latents.shape[1] - 1) * self.config.temporal_compression + 1
-        z = rearrange(latents, "b t c h w -> b c t h w").to(self.device) / self.config.scale_factor
-        # The decoder keeps the first frame apart only where the first chunk is odd: an even number
-        # of latent frames would come out as 4 t frames. Repeat the last one and cut its frames.
-        if z.shape[2] % 2 == 0:
-            z = torch.cat([z, z[:, :, -1:]], dim=2)
-        rgb = self.vae.decode(z.to(self.dtype)).sample[:, :, :num_frames]
-        return rearrange(rgb.float().clamp(-1, 1), "b c t h w -> b t c h w")
+        return decode_latents(
+            self.vae, latents.to(self.device), scale_factor=self.config.scale_factor
+        )
+
+
+@torch.no_grad()
+def decode_latents(
+    vae: "AutoencoderKLCogVideoX", latents: Float[Tensor, "b t c h w"], *, scale_factor: float
+) -> Float[Tensor, "b t2 3 h2 w2"]:
+    """Decode scaled latents on the autoencoder's device, in its dtype and its default chunks.
+
+    Args:
+        vae: its tiling and slicing are as the caller set them.
+        latents: as the network makes them, `scale_factor` times z.
+        scale_factor: of the latents.
+
+    Returns:
+        Video, float32, clamped to [-1, 1], of temporal_compression (t - 1) + 1 frames.
+    """
+    num_frames = (latents.shape[1] - 1) * int(vae.config["temporal_compression_ratio"]) + 1
+    z = rearrange(latents, "b t c h w -> b c t h w") / scale_factor
+    # The decoder keeps the first frame apart only where the first chunk is odd: an even number
+    # of latent frames would come out as 4 t frames. Repeat the last one and cut its frames.
+    if z.shape[2] % 2 == 0:
+        z = torch.cat([z, z[:, :, -1:]], dim=2)
+    decoded: Any = vae.decode(z.to(vae.dtype))
+    return rearrange(
+        decoded.sample[:, :, :num_frames].float().clamp(-1, 1), "b c t h w -> b t c h w"
+    )
+
+
+def enable_tiling(vae: "AutoencoderKLCogVideoX") -> None:
+    """Tiles of the codec's own size (half its native frame), at whole latent strides.
+
+    diffusers lets tiles overlap by 1/6 of their height and 1/5 of their width. Where these are
+    no whole latents the result has rows or columns too many, so other sizes are rounded up;
+    240 x 360, the tile of the released codec, stays.
+    """
+    compression = spatial_compression(vae)
+    step_height, step_width = 6 * compression, 5 * compression
+    vae.enable_tiling(
+        tile_sample_min_height=-(-vae.tile_sample_min_height // step_height) * step_height,
+        tile_sample_min_width=-(-vae.tile_sample_min_width // step_width) * step_width,
+    )
+
+
+def spatial_compression(vae: "AutoencoderKLCogVideoX") -> int:
+    """Pixels per latent row and column."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def find_codec(config: VideoCodecConfig) -> WeightSource:
@@ -173,7 +200,7 @@ def find_codec(config: VideoCodecConfig) -> WeightSource:
 
 def _check_compression(vae: "AutoencoderKLCogVideoX", config: VideoCodecConfig) -> None:
     """Raise where the configured compression is not that of the weights."""
-    spatial = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    spatial = spatial_compression(vae)
     temporal = int(vae.config["temporal_compression_ratio"])
     for name, configured, actual in (
         ("spatial_compression", config.spatial_compression, spatial),

@@ -92,8 +92,7 @@ def expand_state_dict(
         bias = state[OUTPUT_BIAS_KEY]
         expanded[OUTPUT_BIAS_KEY] = torch.cat([bias, bias.new_zeros(groups * len(bias))])
     if config.task_signal == "embedding" and TASK_TABLE_KEY not in expanded:
-        like = state["time_embed.2.bias"]
-        expanded[TASK_TABLE_KEY] = like.new_zeros(2, config.time_embed_dim)
+        expanded[TASK_TABLE_KEY] = state[OUTPUT_KEY].new_zeros(2, config.time_embed_dim)
     return expanded
 
 

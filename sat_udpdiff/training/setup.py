@@ -12,8 +12,8 @@ from sat_udpdiff.config_io import load_config, setting_types
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
-from sat_udpdiff.model.transformer import build_network
-from sat_udpdiff.training import checkpoint
+from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
+from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.state import TrainState
@@ -92,10 +92,33 @@ def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | Non
     dtype = DTYPES[config.train.precision]
     network = build_network(config.model, dtype=dtype, device=place.device)
     weights = str(resume_point.folder) if resume_point else None
-    source = load_network_weights(network, config, weights=weights)
+    source = _load_once(network, config=config, weights=weights, place=place)
     if place.is_main and resume_point is None:
         _say(f"weights: {source}")
     return TrainEngine(network, config=config, place=place)
+
+
+def _load_once(
+    network: UDPDiffTransformer, *, config: Config, weights: str | None, place: Place
+) -> str:
+    """Read the weights on the first rank alone and send them to the others.
+
+    The disk is read once whatever the number of ranks, and no rank but the first has a file open.
+    """
+    source = fault = None
+    if place.is_main:
+        try:
+            source = load_network_weights(network, config, weights=weights)
+        except (ValueError, OSError) as error:
+            fault = str(error)
+    # Before anything is sent: the others must not wait for a rank that has failed.
+    outcomes = ranks.gather((source, fault), place=place)
+    source, fault = outcomes[0]
+    if fault is not None:
+        raise ValueError(fault)
+    for parameter in network.parameters():
+        ranks.send_from_first(parameter.data, place=place)
+    return source
 
 
 def restore_or_start(
