@@ -28,8 +28,8 @@ _GRADIENTS_OF_LAYER = 5
 _UNITS_AT_HEAD = 7
 # fp32 copies of the latents: clean, noise, noised, velocity and error.
 _LATENT_COPIES = 5
-# Without gradients a layer peaks in the rotation of queries and keys, which is done in fp32.
-_UNITS_WITHOUT_GRADIENTS = 13
+# Without gradients a layer is widest in the MLP, or where queries and keys are rotated in fp32.
+_UNITS_WITHOUT_GRADIENTS = {"rotary": 13, "sincos": 10.5}
 
 
 def recomputed_layers(model: ModelConfig) -> int:
@@ -66,7 +66,8 @@ def activation_bytes(model: ModelConfig, *, sizes: Sizes, precision: str, batch:
 def sampling_bytes(model: ModelConfig, *, sizes: Sizes, precision: str) -> float:
     """The most that one guided sampling step holds beyond the weights."""
     unit = 2.0 * sizes.tokens * model.hidden_size * BYTES[precision]  # both branches at once
-    return _UNITS_WITHOUT_GRADIENTS * unit + _input_bytes(model, sizes, unit, 2)
+    units = _UNITS_WITHOUT_GRADIENTS[model.positions]
+    return units * unit + _input_bytes(model, sizes, unit, 2)
 
 
 def _is_last_recomputed(model: ModelConfig) -> bool:

@@ -16,16 +16,19 @@ def storage_id(x: Tensor) -> int:
 class TensorBytes(TorchDispatchMode):
     """Counts the storages of tensors that are made inside, until they are freed.
 
-    Tensors of any device count, those of the meta device with the bytes they would have. What a
-    kernel needs for itself is not seen, and neither is what the allocator rounds up.
+    What a kernel needs for itself is not seen, and neither is what the allocator rounds up.
+
+    Args:
+        device_type: Of the tensors that count. Those of `meta` count what they would take.
 
     Attributes:
         held: Bytes that are alive now.
         peak: The most that was alive at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str) -> None:
         super().__init__()
+        self.device_type = device_type
         self.held = self.peak = 0
         self._seen: set[int] = set()
 
@@ -35,13 +38,15 @@ class TensorBytes(TorchDispatchMode):
         before = {storage_id(x) for x in inputs if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and storage_id(x) not in self._seen | before:
-                self._hold(x)
+            if isinstance(x, Tensor) and x.device.type == self.device_type:
+                self._hold(x, known=before)
         self.peak = max(self.peak, self.held)
         return out
 
-    def _hold(self, x: Tensor) -> None:
+    def _hold(self, x: Tensor, *, known: set[int]) -> None:
         storage, key = x.untyped_storage(), storage_id(x)
+        if key in self._seen or key in known:
+            return
         size = storage.nbytes()
         self._seen.add(key)
         self.held += size

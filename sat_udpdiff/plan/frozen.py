@@ -132,7 +132,7 @@ def _run_codec(config: VideoCodecConfig, run: Callable[[Any], object]) -> CodecC
         vae = kind.from_config(values)
     codec = VideoCodec(vae, config=config, device="meta")
     parameters = sum(weight.numel() for weight in vae.parameters())
-    with TensorBytes() as memory, FlopCounterMode(display=False) as flops:
+    with TensorBytes("meta") as memory, FlopCounterMode(display=False) as flops:
         run(codec)
     return CodecCost(peak_bytes=memory.peak, flops=flops.get_total_flops(), parameters=parameters)
 

@@ -25,7 +25,7 @@ class ZeroBytes:
     weights: float
     """In the training precision; stage 3 shards them."""
     optimizer: float
-    """fp32 weights and the two moments of AdamW, sharded."""
+    """fp32 weights and the two moments of AdamW, sharded; those of fp32 training are a copy."""
     ema: float
     """The average of the weights, sharded."""
     gradients: float
@@ -73,8 +73,7 @@ def zero_bytes(
     if stage == 3:
         weights /= world_size
         copy_at_start = float(parameters.total * width)
-        if width == 4:
-            optimizer = 8.0 * shard  # the fp32 weights are the weights themselves
+    ema = 4.0 * shard if config.ema.enabled else 0.0
     staying = gradients.between + (buckets if stage == 3 else 0.0)
     adam = 0.0 if device_type == "cuda" else 8.0 * min(shard, _together(stage))
     fp32_gradients = 4.0 * min(shard, _together(stage))
@@ -82,13 +81,17 @@ def zero_bytes(
     return ZeroBytes(
         weights=weights,
         optimizer=optimizer,
-        ema=4.0 * shard if config.ema.enabled else 0.0,
+        ema=ema,
         gradients=gradients.end,
         buckets=buckets,
         gathered=float(min(parameters.total, _MOST_GATHERED) * width) if stage == 3 else 0.0,
         staying=staying,
         step=gradients.shard + step + (buckets if stage == 3 else 0.0),
-        start=weights + copy_at_start,
+        # Stage 3 makes the buffers of its gradients at once and for good.
+        start=max(
+            weights + copy_at_start,
+            weights + optimizer + ema + (staying if stage == 3 else 0.0),
+        ),
     )
 
 

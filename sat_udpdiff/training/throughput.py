@@ -27,15 +27,15 @@ class GPU:
 
 
 GPUS: Mapping[str, GPU] = {
-    "h200": GPU(device="H200", peak_flops=989e12, memory_gb=141),
-    "h100-pcie": GPU(device="H100 PCIe", peak_flops=756e12, memory_gb=80),
-    "h100": GPU(device="H100", peak_flops=989e12, memory_gb=80),
-    "a100": GPU(device="A100", peak_flops=312e12, memory_gb=80, assumed_mfu=0.48),
-    "a100-40g": GPU(device="A100", peak_flops=312e12, memory_gb=40, assumed_mfu=0.48),
-    "a800": GPU(device="A800", peak_flops=312e12, memory_gb=80, assumed_mfu=0.48),
-    "l40s": GPU(device="L40S", peak_flops=362e12, memory_gb=48),
-    "b200": GPU(device="B200", peak_flops=2250e12, memory_gb=180),
-    "rtx4090": GPU(device="4090", peak_flops=165e12, memory_gb=24),
+    "h200": GPU(device="H200", peak_flops=989e12, memory_gb=141.0),
+    "h100-pcie": GPU(device="H100 PCIe", peak_flops=756e12, memory_gb=80.0),
+    "h100": GPU(device="H100", peak_flops=989e12, memory_gb=80.0),
+    "a100": GPU(device="A100", peak_flops=312e12, memory_gb=80.0, assumed_mfu=0.48),
+    "a100-40g": GPU(device="A100", peak_flops=312e12, memory_gb=40.0, assumed_mfu=0.48),
+    "a800": GPU(device="A800", peak_flops=312e12, memory_gb=80.0, assumed_mfu=0.48),
+    "l40s": GPU(device="L40S", peak_flops=362e12, memory_gb=48.0),
+    "b200": GPU(device="B200", peak_flops=2250e12, memory_gb=180.0),
+    "rtx4090": GPU(device="4090", peak_flops=165e12, memory_gb=24.0),
 }
 """By the names of `train.py --plan --gpu`; the first whose `device` is in CUDA's name counts."""
 
