@@ -76,6 +76,8 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("codec.weights=", "codec.weights: expected some text, got ''"),
         ("init.weights=", "init.weights: expected a folder, a file, a hub id, `tiny` or null"),
         ("model.dense_groups=2", "expected 0 (RGB alone) or 1"),
+        ("model.patch_size_t=0", "expected 1 (CogVideoX 1.0) or 2 (1.5), got 0"),
+        ("model.patch_size_t=4", "expected 1 (CogVideoX 1.0) or 2 (1.5), got 4"),
         # settings that do not go together
         ("data.num_frames=48", "data.num_frames: expected 4k + 1 frames (nearest: 45, 49), got 48"),
         ("data.height=470", "expected a multiple of 16 pixels (nearest: 464, 480), got 470"),
@@ -144,6 +146,12 @@ def test_folder_and_binary_file_are_refused(tmp_path):
 
 def test_message_shortens_long_values(tmp_path):
     assert len(message_of(tmp_path, overrides=["train.steps=" + "x" * 10_000])) < 200
+
+
+def test_sincos_positions_have_patches_of_one_frame(tmp_path):
+    overrides = ["model.positions=sincos", "model.patch_size_t=2"]
+    message = message_of(tmp_path, overrides=overrides)
+    assert "model.patch_size_t: expected 1 with model.positions=sincos" in message
 
 
 def test_sincos_width():
