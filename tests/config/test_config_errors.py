@@ -148,10 +148,15 @@ def test_message_shortens_long_values(tmp_path):
     assert len(message_of(tmp_path, overrides=["train.steps=" + "x" * 10_000])) < 200
 
 
-def test_sincos_positions_have_patches_of_one_frame(tmp_path):
-    overrides = ["model.positions=sincos", "model.patch_size_t=2"]
-    message = message_of(tmp_path, overrides=overrides)
-    assert "model.patch_size_t: expected 1 with model.positions=sincos" in message
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ("model.positions=sincos", "model.patch_size_t: expected 1 with model.positions=sincos"),
+        ("model.patch_size=1", "model.patch_size: expected 2 with model.patch_size_t=2"),
+    ],
+)
+def test_patches_over_time_are_those_of_cogvideox_1_5(other, expected, tmp_path):
+    assert expected in message_of(tmp_path, overrides=[other, "model.patch_size_t=2"])
 
 
 def test_sincos_width():
