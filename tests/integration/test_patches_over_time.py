@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_network_with_patches_of_two_frames_trains_resumes_and_samples(
     small_world, launch, tmp_path
 ):

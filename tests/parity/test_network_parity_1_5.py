@@ -69,7 +69,7 @@ def make_pair(dtype, *, groups=1, patch=2, patch_bias=False):
         use_rotary_positional_embeddings=True,
     ).to(dtype)
     theirs.norm_out.norm.eps = 1e-6
-    theirs.load_state_dict(sat_to_diffusers(ours.state_dict(), LAYERS), strict=True)
+    theirs.load_state_dict(sat_to_diffusers(ours.state_dict()), strict=True)
     return ours, theirs
 
 
@@ -138,7 +138,7 @@ def test_gradients_equal_diffusers(groups, dtype, bound):
         input_gradients.append([leaf.grad for leaf in leaves])
     for mine, reference in zip(*input_gradients, strict=True):
         assert largest_difference(mine, reference) < bound * reference.abs().max()
-    mapped = sat_to_diffusers({name: p.grad for name, p in ours.named_parameters()}, LAYERS)
+    mapped = sat_to_diffusers({name: p.grad for name, p in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
         scale = parameter.grad.abs().max()
         assert scale > 0, name
@@ -151,7 +151,7 @@ def test_shapes_and_names_of_the_released_weights():
     state = ours.state_dict()
     assert state["mixins.patch_embed.proj.weight"].shape == (HEAD * HEADS, 16 * 2 * 2 * 2)
     assert state["mixins.final_layer.linear.weight"].shape == (16 * 2 * 2 * 2, HEAD * HEADS)
-    back = diffusers_to_sat(theirs.state_dict(), LAYERS)
+    back = diffusers_to_sat(theirs.state_dict())
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 

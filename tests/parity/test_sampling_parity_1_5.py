@@ -76,7 +76,7 @@ def make_networks():
         use_rotary_positional_embeddings=True,
     )
     theirs.norm_out.norm.eps = 1e-6
-    theirs.load_state_dict(sat_to_diffusers(ours.state_dict(), model.num_layers), strict=True)
+    theirs.load_state_dict(sat_to_diffusers(ours.state_dict()), strict=True)
     return ours.eval(), theirs.eval()
 
 
