@@ -56,7 +56,7 @@ def describe(  # noqa: PLR0913 - all that a configuration is found by
     if expand is not None and (own or base) and facts.out_channels < _DENSE_CHANNELS and not base:
         files.append(str(CONFIGS / "multitask.yaml"))
     extra = [f"init.dense_channels={expand}"] if expand else []
-    beside = [] if own else _neighbours(root)
+    beside = [] if own else frozen_beside(place)
     return load_config([*files, *base], [*beside, *extra, *settings])
 
 
@@ -80,10 +80,10 @@ def _files(facts: NetworkFacts, *, expand: str | None) -> list[str]:
     return [str(CONFIGS / f"{name}.yaml") for name in (family, task)]
 
 
-def _neighbours(root: Path) -> list[str]:
-    """Settings that name the frozen networks in a folder of diffusers or of SAT."""
+def frozen_beside(place: str) -> list[str]:
+    """Settings that name the frozen networks in a folder of diffusers or of SAT; [] for others."""
     found = []
-    root = root.resolve()
+    root = Path(place).expanduser().resolve()
     if (root / "vae" / "config.json").is_file():
         found += [f"codec.weights={root}", "codec.subfolder=vae"]
     if (root / "text_encoder" / "config.json").is_file():

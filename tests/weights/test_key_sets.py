@@ -26,7 +26,7 @@ from tests.weights.synthetic_release import ROOT, sat_state
 
 # Of the codec in SAT's code at tag v1.0, encoder and decoder: the sorted names, one per line.
 SAT_CODEC_KEYS = "860e422583ebd13232c7805588020b7b8a01781318379b6c594c91d808ec3cf5"
-FAMILIES = ("tiny", "2b", "5b")
+FAMILIES = ("tiny", "2b", "5b", "1.5-5b")
 
 
 def config(family, task="multitask"):
