@@ -41,7 +41,7 @@ from sat_udpdiff.weights.pickles import TRUST
 from sat_udpdiff.weights.run_folder import CONFIG_FILE, LATEST, NETWORK_FILE
 from sat_udpdiff.weights.sat_extras import sat_extras
 from sat_udpdiff.weights.sources import StoredNetwork, open_network
-from sat_udpdiff.weights.stored import State, cast, dtype_name
+from sat_udpdiff.weights.stored import State, StoredTensor, cast, dtype_name
 from sat_udpdiff.weights.write import total_bytes, write_pickle, write_safetensors, write_sharded
 
 _SAT_STEP = "1"
@@ -131,7 +131,7 @@ def write(conversion: Conversion, folder: Path, *, form: str) -> list[str]:
     writers = {"sat": _write_sat, "diffusers": _write_diffusers, "udpdiff": _write_udpdiff}
     try:
         staging.mkdir(parents=True)
-        notes = writers[form](_told(conversion), staging, folder)
+        notes = writers[form](conversion, staging, folder)
         sync_folder(staging)
         _replace(folder, by=staging)
     except BaseException:
@@ -142,7 +142,7 @@ def write(conversion: Conversion, folder: Path, *, form: str) -> list[str]:
 
 def _write_udpdiff(conversion: Conversion, staging: Path, folder: Path) -> list[str]:
     config = conversion.config
-    write_safetensors(staging / NETWORK_FILE, conversion.state)
+    write_safetensors(staging / NETWORK_FILE, _told(conversion.state))
     if conversion.sat_codec is not None:
         codec_from_sat(
             conversion.sat_codec, staging / "vae", config=config.codec, trust=conversion.trust
@@ -157,7 +157,8 @@ def _write_diffusers(conversion: Conversion, staging: Path, folder: Path) -> lis
 
     config = conversion.config
     (staging / "transformer").mkdir()
-    write_sharded(staging / "transformer", to_diffusers(conversion.state), stem=DIFFUSERS_STEM)
+    state = _told(to_diffusers(conversion.state))
+    write_sharded(staging / "transformer", state, stem=DIFFUSERS_STEM)
     converted = staging / ".codec"
     if conversion.sat_codec is not None:
         codec_from_sat(
@@ -187,7 +188,7 @@ def _write_sat(conversion: Conversion, staging: Path, folder: Path) -> list[str]
     state = {SAT_PREFIX + key: value for key, value in {**conversion.state, **extras}.items()}
     step = staging / "transformer" / _SAT_STEP
     step.mkdir(parents=True)
-    write_pickle(step / SAT_FILE, state, under="module")
+    write_pickle(step / SAT_FILE, _told(state), under="module")
     write_atomically(step.parent / LATEST, _SAT_STEP.encode())
     save_config(config, staging / CONFIG_FILE)
     if conversion.sat_codec is not None:
@@ -208,19 +209,21 @@ def _with_codec(config: Config, folder: Path) -> Config:
     return replace(config, codec=codec)
 
 
-def _told(conversion: Conversion) -> Conversion:
+def _told(state: State) -> State:
     """The same, with a bar that moves as tensors are read."""
-    size = total_bytes(conversion.state)
-    bar = tqdm(total=size, unit="B", unit_scale=True, dynamic_ncols=True, disable=None)
+    bar = tqdm(
+        total=total_bytes(state), unit="B", unit_scale=True, dynamic_ncols=True, disable=None
+    )
 
-    def watched(stored):
+    def watched(stored: StoredTensor) -> StoredTensor:
         def read() -> torch.Tensor:
+            tensor = stored.read()
             bar.update(stored.num_bytes)
-            return stored.read()
+            return tensor
 
         return replace(stored, read=read)
 
-    return replace(conversion, state={k: watched(v) for k, v in conversion.state.items()})
+    return {name: watched(stored) for name, stored in state.items()}
 
 
 def _replace(folder: Path, *, by: Path) -> None:

@@ -7,9 +7,9 @@ torchrun, srun, mpirun and plain python start it as well. To resume, run the sam
 With --plan nothing starts: it prints what the run will be, and whether it fits.
 """
 
+import argparse
 import logging
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,27 +19,30 @@ from sat_udpdiff.config_checks import check_device, require
 from sat_udpdiff.config_io import parse_cli, save_config
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
-from sat_udpdiff.plan.machine import add_options, is_planning, read_machine
+from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
 from sat_udpdiff.training.setup import (
     build_engine,
+    check_weights,
     find_resume_point,
     load_encoders,
     restore_or_start,
 )
 from sat_udpdiff.training.validation import SampleVideos
+from sat_udpdiff.weights.describe import frozen_beside
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    options, config = parse_cli(argv, description=__doc__ or "", extra=add_options)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options, config = parse_cli(
+        _with_weights(arguments), description=__doc__ or "", extra=_add_options
+    )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        if is_planning(options):
+        if machine.is_planning(options):
             return show_plan(config, options=options)
         if options.dry_run:
-            from sat_udpdiff.plan import dry_run_report
-
             sys.stdout.write(dry_run_report(config))
             return 0
         data = "data.shards" if config.data.source == "video" else "data.latents"
@@ -56,12 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show_plan(config: Config, *, options: Namespace) -> int:
+def show_plan(config: Config, *, options: argparse.Namespace) -> int:
     """Print the plan; 0 where the run fits, 1 where it does not, 2 where there is none."""
-    from sat_udpdiff.plan import plan_report
-
     try:
-        report, fits = plan_report(config, machine=read_machine(options))
+        report, fits = plan_report(config, machine=machine.read_machine(options))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"train.py: {error}\n")
         return 2
@@ -73,6 +74,7 @@ def train(config: Config, *, place: Place) -> None:
     """One run, from where it stands to its end."""
     output = Path(config.run.output)
     resume_point = find_resume_point(config, place=place)
+    check_weights(config, place=place, resume_point=resume_point)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
     data = Batches(
         config,
@@ -100,6 +102,24 @@ def train(config: Config, *, place: Place) -> None:
     videos = SampleVideos(config, encoders=encoders, place=place) if encoders else None
     with data:
         run(trainer, data, sample=videos)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--load",
+        metavar="PATH",
+        help="start from these weights (init.weights): a release of SAT or diffusers, whose codec "
+        "and text encoder are taken too, a run, a file, a hub id, or `tiny`",
+    )
+    machine.add_options(parser)
+
+
+def _with_weights(arguments: list[str]) -> list[str]:
+    """The command line with `--load` written out as settings, before those of the user."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_options(parser)
+    load = parser.parse_known_args(arguments)[0].load
+    return [f"init.weights={load}", *frozen_beside(load), *arguments] if load else arguments
 
 
 if __name__ == "__main__":

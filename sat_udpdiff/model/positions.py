@@ -113,20 +113,21 @@ def sincos_table(
         device: Where the table lies.
         dtype: Of the table; it is computed in float64.
     """
-    frame, row, column = _coordinates(grid)
-    blocks = [
-        (frame, hidden_size // 4),
+
+    def waves(count: int, size: int, step: float) -> Tensor:
         # Divided in float32: the very table that the released weights were trained on.
-        ((column.float() / spatial_interpolation).double(), hidden_size // 8 * 3),
-        ((row.float() / spatial_interpolation).double(), hidden_size // 8 * 3),
-    ]
-    waves = []
-    for position, size in blocks:
-        angles = torch.outer(position, _frequencies(size))
-        waves += [angles.sin(), angles.cos()]
-    video = torch.cat(waves, dim=1)
-    table = torch.cat([video.new_zeros(grid.text, hidden_size), video])
-    return table[None].to(device=device, dtype=dtype)
+        positions = (torch.arange(count, dtype=torch.float32, device="cpu") / step).double()
+        angles = torch.outer(positions, _frequencies(size))
+        return torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
+
+    # Each axis by itself: in float64 the whole table of CogVideoX-2B would be 270 MB.
+    frame = waves(grid.frames, hidden_size // 4, 1.0)[:, None, None]
+    row = waves(grid.rows, hidden_size // 8 * 3, spatial_interpolation)[None, :, None]
+    column = waves(grid.columns, hidden_size // 8 * 3, spatial_interpolation)[None, None]
+    table = torch.zeros(1, grid.total, hidden_size, dtype=dtype, device="cpu")
+    video = table[0, grid.text :].unflatten(0, (grid.frames, grid.rows, grid.columns))
+    video.copy_(torch.cat([x.expand(*video.shape[:3], -1) for x in (frame, column, row)], dim=-1))
+    return table.to(device)
 
 
 def timestep_waves(timesteps: Tensor, *, size: int) -> Float[Tensor, "b size"]:

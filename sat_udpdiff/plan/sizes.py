@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from sat_udpdiff.config import Config, ModelConfig
 from sat_udpdiff.encoders.latents import latent_size
 from sat_udpdiff.model.accounting import forward_flops
 from sat_udpdiff.model.dense_channels import total_channels
+from sat_udpdiff.model.patches import token_grid
 from sat_udpdiff.model.transformer import build_network
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -132,6 +132,11 @@ def _latent_shape(config: Config) -> tuple[int, int, int, int]:
 
 def _video_tokens(model: ModelConfig, latent: tuple[int, int, int, int]) -> int:
     frames, _, height, width = latent
-    # Clips that do not fill their last patch over time are padded to it.
-    frames = math.ceil(frames / model.patch_size_t)
-    return frames * (height // model.patch_size) * (width // model.patch_size)
+    grid = token_grid(
+        model,
+        text=model.text_length,
+        latent_frames=frames,
+        latent_height=height,
+        latent_width=width,
+    )
+    return grid.video

@@ -104,5 +104,5 @@ def _shapes(values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
     with torch.device("meta"):
-        codec = AutoencoderKLCogVideoX.from_config(values)
+        codec: Any = AutoencoderKLCogVideoX.from_config(values)
     return {key: tuple(value.shape) for key, value in codec.state_dict().items()}

@@ -50,14 +50,17 @@ def describe(  # noqa: PLR0913 - all that a configuration is found by
         ValueError: The shapes leave several possibilities; says which file to name.
         ConfigError: The user's files or settings cannot be used.
     """
-    root = Path(place).expanduser()
-    own = own_config_file(root) or own_config_file(weights)
+    own = own_config_file(Path(place).expanduser()) or own_config_file(weights)
     files = [str(own)] if own else [] if base else _files(facts, expand=expand)
-    if expand is not None and (own or base) and facts.out_channels < _DENSE_CHANNELS and not base:
+    files += base
+    words = [*([] if own else frozen_beside(place)), *settings]
+    if expand is None:
+        return load_config(files, words)
+    words.insert(0, f"init.dense_channels={expand}")
+    if load_config(files, words).model.dense_groups == 0:
+        # What was described is what shall be expanded.
         files.append(str(CONFIGS / "multitask.yaml"))
-    extra = [f"init.dense_channels={expand}"] if expand else []
-    beside = [] if own else _neighbours(root)
-    return load_config([*files, *base], [*beside, *extra, *settings])
+    return load_config(files, words)
 
 
 def _files(facts: NetworkFacts, *, expand: str | None) -> list[str]:
@@ -80,10 +83,10 @@ def _files(facts: NetworkFacts, *, expand: str | None) -> list[str]:
     return [str(CONFIGS / f"{name}.yaml") for name in (family, task)]
 
 
-def _neighbours(root: Path) -> list[str]:
-    """Settings that name the frozen networks in a folder of diffusers or of SAT."""
+def frozen_beside(place: str) -> list[str]:
+    """Settings that name the frozen networks in a folder of diffusers or of SAT; [] for others."""
     found = []
-    root = root.resolve()
+    root = Path(place).expanduser().resolve()
     if (root / "vae" / "config.json").is_file():
         found += [f"codec.weights={root}", "codec.subfolder=vae"]
     if (root / "text_encoder" / "config.json").is_file():

@@ -12,7 +12,7 @@ from sat_udpdiff.model.dense_channels import (
     expand_state_dict,
 )
 from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
-from sat_udpdiff.model.transformer import UDPDiffTransformer, initialise
+from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network, initialise
 from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.key_map import is_ignored
 from sat_udpdiff.weights.names import listed
@@ -56,14 +56,33 @@ def load_network_weights(
     if place is None:
         initialise(network, config.seed)
         return f"drawn from seed {config.seed}"
-    stored = open_network(find_weights(place, ema=ema))
-    state = fit(stored, config=config, expand=expand)
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    check_shapes(stored, state=state, expected=expected)
+    stored, state = _open(network, config, weights=place, ema=ema, expand=expand)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(state[name].read())
     return str(stored.source)
+
+
+def check_start(config: Config) -> None:
+    """Refuse an `init.weights` that a run could not start from; reads names and shapes only.
+
+    Raises:
+        ValueError: As `load_network_weights`.
+    """
+    if config.init.weights is not None:
+        network = build_network(config.model, dtype=torch.float32, device="meta")
+        _open(network, config, weights=config.init.weights, ema=False, expand=True)
+
+
+def _open(
+    network: UDPDiffTransformer, config: Config, *, weights: str, ema: bool, expand: bool
+) -> tuple[StoredNetwork, State]:
+    """The checkpoint, and its weights as the network names and shapes them."""
+    stored = open_network(find_weights(weights, ema=ema))
+    state = fit(stored, config=config, expand=expand)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_shapes(stored, state=state, expected=expected)
+    return stored, state
 
 
 def fit(stored: StoredNetwork, *, config: Config, expand: bool) -> State:

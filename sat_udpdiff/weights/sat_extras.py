@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sat_udpdiff.config import ModelConfig
+from sat_udpdiff.model.patches import token_grid
 from sat_udpdiff.model.positions import TokenGrid, sincos_table
 from sat_udpdiff.weights.key_map import (
     SAT_COSINES,
@@ -40,11 +41,12 @@ def sat_extras(
         dtype: Of the checkpoint, to which SAT casts its tables.
     """
     frames, height, width = latent_size
-    grid = TokenGrid(
+    grid = token_grid(
+        model,
         text=model.text_length if model.positions == "sincos" else 0,
-        frames=-(-frames // model.patch_size_t),
-        rows=height // model.patch_size,
-        columns=width // model.patch_size,
+        latent_frames=frames,
+        latent_height=height,
+        latent_width=width,
     )
     if model.positions == "sincos":
         shape = (1, grid.total, model.hidden_size)

@@ -6,15 +6,18 @@ A release with random numbers is written for SAT, then converted SAT -> ours -> 
 SAT, each by a process of its own, and the first and the last file are compared tensor by tensor.
 Memory is what cannot be dropped (RssAnon of /proc); pages of the files themselves lie in the cache
 of the disk and are given back when others need room. `--dry-run` of the same conversion is the
-memory of Python with torch and SAT.
+memory of Python with torch and SAT. The last row puts the weights into a network on the CPU, whose
+own size is not counted.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +28,18 @@ sys.path.insert(0, str(ROOT))
 
 from sat_udpdiff.config_io import load_config  # noqa: E402
 from sat_udpdiff.weights.pickles import load_pickle  # noqa: E402
-from tests.weights.synthetic_release import write_release  # noqa: E402
+from tests.weights.synthetic_release import network_state, write_release  # noqa: E402
 
+LOAD = """
+import sys, torch
+from sat_udpdiff.config_io import load_config
+from sat_udpdiff.encoders.source import DTYPES
+from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.weights.load import load_network_weights
+config = load_config(sys.argv[3:])
+network = build_network(config.model, dtype=getattr(torch, sys.argv[2]), device="cpu")
+load_network_weights(network, config, weights=sys.argv[1])
+"""
 CONVERT = ROOT / "sat_udpdiff" / "convert.py"
 DTYPES = {"tiny": torch.bfloat16, "2b": torch.float16, "5b": torch.bfloat16}
 POLL_SECONDS = 0.02
@@ -39,11 +52,20 @@ class Cost:
     """Bytes."""
 
 
-def measure(*words: object) -> Cost:
-    """Run the converter; ends the benchmark where it fails."""
-    command = [sys.executable, str(CONVERT), *map(str, words)]
+def convert(*words: object) -> Cost:
+    """Cost of a conversion."""
+    return measure([sys.executable, CONVERT, *words])
+
+
+def measure(words: Sequence[object]) -> Cost:
+    """Run a program; ends the benchmark where it fails."""
     start, peak = time.perf_counter(), 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [str(word) for word in words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             for line in status.read_text().splitlines():
@@ -63,7 +85,7 @@ def bench(family: str, folder: Path) -> None:
     first = write_release(folder / "release", config, DTYPES[family])
     size = first.stat().st_size
     options = ("--base", *base)
-    idle = measure(folder / "release", folder / "none", "--to", "udpdiff", *options, "--dry-run")
+    idle = convert(folder / "release", folder / "none", "--to", "udpdiff", *options, "--dry-run")
     state = load_pickle(first)["module"]
     largest = max(tensor.nbytes for tensor in state.values())
     del state
@@ -74,7 +96,7 @@ def bench(family: str, folder: Path) -> None:
     source = folder / "release"
     for step, form in enumerate(("udpdiff", "diffusers", "udpdiff", "sat")):
         target = folder / f"{step}_{form}"
-        cost = measure(source, target, "--to", form, *options)
+        cost = convert(source, target, "--to", form, *options)
         print(
             f"| {family} | {source.name.split('_')[-1]} -> {form} | {cost.seconds:.1f} | "
             f"{size / 1e6 / cost.seconds:.0f} | {(cost.peak - idle.peak) / 1e6:.0f} |"
@@ -82,6 +104,13 @@ def bench(family: str, folder: Path) -> None:
         if source.name != "release":
             shutil.rmtree(source)
         source = target
+    dtype = str(DTYPES[family]).removeprefix("torch.")
+    cost = measure([sys.executable, "-c", LOAD, source, dtype, *base])
+    own = sum(v.num_bytes for v in network_state(config, DTYPES[family]).values())
+    print(
+        f"| {family} | sat -> network | {cost.seconds:.1f} | {size / 1e6 / cost.seconds:.0f} | "
+        f"{(cost.peak - own - idle.peak) / 1e6:.0f} |"
+    )
     last = source / "transformer" / "1" / first.name
     before, after = load_pickle(first)["module"], load_pickle(last)["module"]
     assert before.keys() == after.keys()

@@ -8,10 +8,12 @@ import torch
 from sat_udpdiff.config import Config
 from sat_udpdiff.encoders.latents import latent_size
 from sat_udpdiff.model.transformer import build_network
-from sat_udpdiff.weights.key_map import SAT_PREFIX, SAT_UNUSED_POSITIONS
+from sat_udpdiff.weights.key_map import SAT_PREFIX
 from sat_udpdiff.weights.sat_extras import sat_extras
 from sat_udpdiff.weights.stored import StoredTensor
 from sat_udpdiff.weights.write import write_pickle
+
+ROOT = Path(__file__).parents[2]
 
 
 def random_tensor(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
@@ -61,7 +63,7 @@ def write_release(folder: Path, config: Config, dtype: torch.dtype) -> Path:
 
 
 __all__ = [
-    "SAT_UNUSED_POSITIONS",
+    "ROOT",
     "network_state",
     "random_tensor",
     "sat_state",
