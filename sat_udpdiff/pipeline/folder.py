@@ -117,7 +117,7 @@ def model_index(config: Config) -> dict[str, Any]:
 
 
 def scheduler_config(config: Config) -> dict[str, Any]:
-    """scheduler/scheduler_config.json of diffusers' CogVideoX schedulers, as the network trained."""
+    """scheduler/scheduler_config.json, for the schedule that the network was trained with."""
     return {
         **_head(_SCHEDULERS[config.sample.sampler]),
         "beta_start": BETA_FIRST,
