@@ -53,5 +53,6 @@ def test_the_lines_of_the_readme_run(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(lines.replace("FOLDER", str(exported.folder)), "README.md", "exec"), {})
     assert capsys.readouterr().out.strip().endswith("(1, 9, 32, 48)")
-    assert Image.open(tmp_path / "video.gif").n_frames == 9
-    assert Image.open(tmp_path / "dense.png").size == (48, 32)
+    with Image.open(tmp_path / "video.gif") as video, Image.open(tmp_path / "dense.png") as dense:
+        assert video.n_frames == 9
+        assert dense.size == (48, 32)
