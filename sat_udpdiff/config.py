@@ -36,7 +36,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network. Numbers of `2b`, `5b` and `1.5-5b` are those of the released CogVideoX weights."""
+    """The network. Numbers of all families but `tiny` are those of released CogVideoX weights."""
 
     family: Literal["tiny", "2b", "5b", "1.5-5b"] = "5b"
     """Name used in messages and file metadata; the numbers below define the network."""

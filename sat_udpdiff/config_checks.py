@@ -55,6 +55,7 @@ def validate(config: Config) -> None:
     """Raise ConfigError on the first setting that cannot work, whatever machine it runs on."""
     _check_ranges(config)
     _check_heads(config)
+    _check_patches(config)
     _check_clip(config)
     _check_buckets(config)
     _check_latents(config)
@@ -137,6 +138,12 @@ def _check_ranges(config: Config) -> None:
         expected="0 (RGB alone) or 1 (the data carry one dense map per sample)",
         is_right=config.model.dense_groups in (0, 1),
     )
+    _check(
+        config,
+        "model.patch_size_t",
+        expected="1 (CogVideoX 1.0) or 2 (1.5)",
+        is_right=config.model.patch_size_t in (1, 2),
+    )
 
 
 def _check_heads(config: Config) -> None:
@@ -156,6 +163,20 @@ def _check_heads(config: Config) -> None:
         # Likewise over the whole width: 1/4 time, 3/8 column, 3/8 row, each half sine, half cosine.
         expected = "a multiple of 16 for sincos positions"
         _fail("model.hidden_size", "model.positions", expected=expected, got=model.hidden_size)
+
+
+def _check_patches(config: Config) -> None:
+    model = config.model
+    if model.patch_size_t == 1:
+        return
+    if model.positions == "sincos":
+        # No such CogVideoX exists, and diffusers' class cannot run one: it counts latent frames.
+        expected = "1 with model.positions=sincos; patches over time come with rotary positions"
+        _fail("model.patch_size_t", "model.positions", expected=expected, got=model.patch_size_t)
+    if model.patch_size != 2:
+        # Weights hold such patches as one vector, whose sides could not be told from a file.
+        expected = "2 with model.patch_size_t=2, as in CogVideoX 1.5"
+        _fail("model.patch_size", "model.patch_size_t", expected=expected, got=model.patch_size)
 
 
 def _check_clip(config: Config) -> None:

@@ -25,6 +25,7 @@ from sat_udpdiff.diffusion.schedule import make_schedule, sampling_steps
 from sat_udpdiff.encoders.latents import LatentSize, latent_size
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
+from sat_udpdiff.model.patches import extra_frames
 
 
 @runtime_checkable
@@ -153,7 +154,8 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
         config.codec, num_frames=request.num_frames, height=request.height, width=request.width
     )
     channels = config.model.latent_channels * (1 + config.model.dense_groups)
-    shape = (size.frames, channels, size.height, size.width)
+    extra = extra_frames(size.frames, patch_size_t=config.model.patch_size_t)
+    shape = (extra + size.frames, channels, size.height, size.width)
     steps = sampling_steps(
         settings.num_steps,
         noise_schedule=make_schedule(config.diffusion),
@@ -185,9 +187,11 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
 
     noise = start_noise(seeds, shape=shape, device=device)
     if settings.sampler == "ddim":
-        return ddim(denoise, noise, steps=steps, callback=callback)
-    noise_fn = per_sample_noise(seeds, shape=shape, device=device)
-    return dpmpp_2m_sde(denoise, noise, steps=steps, noise_fn=noise_fn, callback=callback)
+        latents = ddim(denoise, noise, steps=steps, callback=callback)
+    else:
+        noise_fn = per_sample_noise(seeds, shape=shape, device=device)
+        latents = dpmpp_2m_sde(denoise, noise, steps=steps, noise_fn=noise_fn, callback=callback)
+    return latents[:, extra:]  # the network saw copies of the first frame in front of a clip
 
 
 def check_request(request: SampleRequest, *, config: Config) -> None:

@@ -6,6 +6,7 @@ r"""Train: from clips to a network that makes a video and its dense map in one p
 torchrun, srun, mpirun and plain python start it as well. To resume, run the same command again.
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,16 +21,21 @@ from sat_udpdiff.distributed import Place, close_distributed, init_distributed
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
 from sat_udpdiff.training.setup import (
     build_engine,
+    check_weights,
     find_resume_point,
     load_encoders,
     restore_or_start,
 )
 from sat_udpdiff.training.validation import SampleVideos
+from sat_udpdiff.weights.describe import frozen_beside
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
-    options, config = parse_cli(argv, description=__doc__ or "")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options, config = parse_cli(
+        _with_weights(arguments), description=__doc__ or "", extra=_add_options
+    )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         if options.dry_run:
@@ -55,6 +61,7 @@ def train(config: Config, *, place: Place) -> None:
     """One run, from where it stands to its end."""
     output = Path(config.run.output)
     resume_point = find_resume_point(config, place=place)
+    check_weights(config, place=place, resume_point=resume_point)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
     data = Batches(
         config,
@@ -82,6 +89,23 @@ def train(config: Config, *, place: Place) -> None:
     videos = SampleVideos(config, encoders=encoders, place=place) if encoders else None
     with data:
         run(trainer, data, sample=videos)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--load",
+        metavar="PATH",
+        help="start from these weights (init.weights): a release of SAT or diffusers, whose codec "
+        "and text encoder are taken too, a run, a file, a hub id, or `tiny`",
+    )
+
+
+def _with_weights(arguments: list[str]) -> list[str]:
+    """The command line with `--load` written out as settings, before those of the user."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_options(parser)
+    load = parser.parse_known_args(arguments)[0].load
+    return [f"init.weights={load}", *frozen_beside(load), *arguments] if load else arguments
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ FLOORS = [
         "sat_udpdiff.training",
         "sat_udpdiff.weights",
     },
-    {"sat_udpdiff.sample", "sat_udpdiff.tiny", "sat_udpdiff.train"},
+    {"sat_udpdiff.convert", "sat_udpdiff.sample", "sat_udpdiff.tiny", "sat_udpdiff.train"},
 ]
 TOP_LEVEL = {
     "sat_udpdiff", "launch", "configs", "data_loaders", "tests",

@@ -8,6 +8,7 @@ from torch import nn
 
 from sat_udpdiff.config import ModelConfig
 from sat_udpdiff.model.dense_channels import total_channels
+from sat_udpdiff.model.patches import token_grid
 
 
 def forward_flops(
@@ -16,13 +17,19 @@ def forward_flops(
     """Floating point operations of one forward pass of one sample, 2 per multiply-add.
 
     Matrix products only. The blocks' share is L (24 d^2 N + 4 N^2 d); a training step costs three
-    forwards, four with full checkpointing.
+    forwards, four with full checkpointing. `latent_frames` need not fill the last patch.
     """
-    d, e, patch = config.hidden_size, config.time_embed_dim, config.patch_size
-    video = latent_frames * (latent_height // patch) * (latent_width // patch)
-    tokens = config.text_length + video
+    d, e = config.hidden_size, config.time_embed_dim
+    grid = token_grid(
+        config,
+        text=config.text_length,
+        latent_frames=latent_frames,
+        latent_height=latent_height,
+        latent_width=latent_width,
+    )
+    tokens, values = grid.total, config.patch_size_t * config.patch_size**2
     blocks = config.num_layers * (24 * d**2 * tokens + 4 * tokens**2 * d + 24 * e * d)
-    ends = 2 * video * 2 * total_channels(config) * patch**2 * d
+    ends = 2 * grid.video * 2 * total_channels(config) * values * d
     conditions = 2 * (config.text_length * config.text_dim * d + d * e + e * e + 2 * e * d)
     return blocks + ends + conditions
 

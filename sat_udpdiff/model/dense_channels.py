@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sat_udpdiff.config import InitConfig, ModelConfig
-from sat_udpdiff.model.mixins import OutputProjection, PatchProjection
+from sat_udpdiff.model.patches import output_projection, patch_projection
 from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
 from sat_udpdiff.sat_compat import BaseMixin, BaseModel
 
@@ -35,12 +35,11 @@ class DenseChannels(BaseMixin):
     def reinit(self, parent_model: BaseModel | None = None) -> None:
         """SAT calls this when the mixin is added with `reinit=True`."""
         assert parent_model is not None
+        groups = 1 + self.config.dense_groups
         patch_embed = parent_model.get_mixin("patch_embed")
         final_layer = parent_model.get_mixin("final_layer")
-        channels, groups = total_channels(self.config), 1 + self.config.dense_groups
-        hidden, patch = self.config.hidden_size, self.config.patch_size
-        patch_embed.proj = PatchProjection(channels, hidden, patch=patch, groups=groups)
-        final_layer.linear = OutputProjection(hidden, channels * patch**2, groups=groups)
+        patch_embed.proj = patch_projection(self.config, groups=groups)
+        final_layer.linear = output_projection(self.config, groups=groups)
 
 
 def total_channels(config: ModelConfig) -> int:
@@ -92,20 +91,29 @@ def expand_state_dict(
         bias = state[OUTPUT_BIAS_KEY]
         expanded[OUTPUT_BIAS_KEY] = torch.cat([bias, bias.new_zeros(groups * len(bias))])
     if config.task_signal == "embedding" and TASK_TABLE_KEY not in expanded:
-        like = state["time_embed.2.bias"]
-        expanded[TASK_TABLE_KEY] = like.new_zeros(2, config.time_embed_dim)
+        expanded[TASK_TABLE_KEY] = state[OUTPUT_KEY].new_zeros(2, config.time_embed_dim)
     return expanded
 
 
 def _is_expanded(state: Mapping[str, Tensor], *, config: ModelConfig) -> bool:
     """Whether input and output already have the channels of `config`; False if they need more."""
-    area = config.patch_size**2
-    sizes = {INPUT_KEY: (1, 1), OUTPUT_KEY: (0, area), OUTPUT_BIAS_KEY: (0, area)}
+    values = config.patch_size_t * config.patch_size**2  # of a token, per channel
+    is_matrix = config.patch_size_t > 1
+    sizes = {
+        INPUT_KEY: (1, values if is_matrix else 1),
+        OUTPUT_KEY: (0, values),
+        OUTPUT_BIAS_KEY: (0, values),
+    }
     base, full = config.latent_channels, total_channels(config)
     found = {}
     for key, (dim, factor) in sizes.items():
         if key not in state:
             raise ValueError(f"{key}: expected {base} or {full} channels, got no such key")
+        if key == INPUT_KEY and state[key].ndim != (2 if is_matrix else 4):
+            raise ValueError(
+                f"{key}: expected {'a matrix' if is_matrix else 'a 2-D convolution'} "
+                f"(model.patch_size_t={config.patch_size_t}), got {tuple(state[key].shape)}"
+            )
         got = state[key].shape[dim]
         if got not in (base * factor, full * factor):
             raise ValueError(

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own custom)
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sat_udpdiff.config import ModelConfig
 from sat_udpdiff.model.modulation import gated_residual, modulated_norm
+from sat_udpdiff.model.patches import join_patches, output_projection, patch_projection
 from sat_udpdiff.model.positions import TokenGrid, rotary_table, rotate, sincos_table
 from sat_udpdiff.sat_compat import BaseMixin, non_conflict
 
@@ -25,60 +25,12 @@ _HEAD_NORM_EPS = 1e-6
 _FINAL_NORM_EPS = 1e-6  # diffusers has 1e-5 here; the weights were trained with 1e-6
 
 
-class PatchProjection(nn.Conv2d):
-    """The patch convolution, computed as a matrix product per group of channels.
-
-    The stride equals the kernel, so both are the same sum; the product writes tokens where the
-    convolution writes images, which would have to be transposed. The video's group is multiplied
-    by itself so that dense groups of zeros leave its tokens as they are, to the bit: a longer
-    product would sum in another order.
-    """
-
-    def __init__(self, channels: int, hidden_size: int, *, patch: int, groups: int = 1) -> None:
-        super().__init__(channels, hidden_size, kernel_size=patch, stride=patch)
-        self.channel_groups = groups
-
-    def forward(self, latents: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b n d"]:
-        """Return one token per frame and patch, in (t, h, w) order."""
-        pixels = rearrange(
-            latents,
-            "b t (g c) (h p) (w q) -> g b (t h w) (c p q)",
-            g=self.channel_groups,
-            p=self.kernel_size[0],
-            q=self.kernel_size[1],
-        ).contiguous()  # a grid of one patch would come as a view, and the product depends on it
-        weights = rearrange(self.weight, "d (g c) p q -> g d (c p q)", g=self.channel_groups)
-        tokens = F.linear(pixels[0], weights[0], self.bias)
-        for group, weight in zip(pixels[1:], weights[1:], strict=True):
-            tokens = tokens + F.linear(group, weight)
-        return tokens
-
-
-class OutputProjection(nn.Linear):
-    """The last linear, one product per group of channels for the reason of `PatchProjection`."""
-
-    def __init__(self, hidden_size: int, features: int, *, groups: int = 1) -> None:
-        super().__init__(hidden_size, features)
-        self.channel_groups = groups
-
-    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n f"]:
-        """Return the features of every group, (c p q) with c slowest."""
-        parts = zip(
-            self.weight.chunk(self.channel_groups),
-            self.bias.chunk(self.channel_groups),
-            strict=True,
-        )
-        return torch.cat([F.linear(tokens, weight, bias) for weight, bias in parts], dim=-1)
-
-
 class PatchEmbed(BaseMixin):
     """Text and latents to tokens, text first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.proj = PatchProjection(
-            config.latent_channels, config.hidden_size, patch=config.patch_size
-        )
+        self.proj = patch_projection(config, groups=1)
         self.text_proj = nn.Linear(config.text_dim, config.hidden_size)
 
     def word_embedding_forward(
@@ -261,11 +213,9 @@ class FinalLayer(BaseMixin):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.patch_size = config.patch_size
+        self.config = config
         self.norm_final = nn.LayerNorm(config.hidden_size, eps=_FINAL_NORM_EPS)
-        self.linear = OutputProjection(
-            config.hidden_size, config.latent_channels * config.patch_size**2
-        )
+        self.linear = output_projection(config, groups=1)
         self.adaLN_modulation = nn.Sequential(
             nn.SiLU(), nn.Linear(config.time_embed_dim, 2 * config.hidden_size)
         )
@@ -281,11 +231,4 @@ class FinalLayer(BaseMixin):
         """SAT's last step, after its own final norm; text tokens end here."""
         shift, scale = self.adaLN_modulation(emb)[:, None].chunk(2, dim=-1)
         video = torch.addcmul(shift, self.norm_final(logits[:, grid.text :]), 1 + scale)
-        return rearrange(
-            self.linear(video),
-            "b (t h w) (c p q) -> b t c (h p) (w q)",
-            t=grid.frames,
-            h=grid.rows,
-            p=self.patch_size,
-            q=self.patch_size,
-        )
+        return join_patches(self.linear(video), grid=grid, config=self.config)

@@ -116,8 +116,9 @@ def sincos_table(
     frame, row, column = _coordinates(grid)
     blocks = [
         (frame, hidden_size // 4),
-        (column / spatial_interpolation, hidden_size // 8 * 3),
-        (row / spatial_interpolation, hidden_size // 8 * 3),
+        # Divided in float32: the very table that the released weights were trained on.
+        ((column.float() / spatial_interpolation).double(), hidden_size // 8 * 3),
+        ((row.float() / spatial_interpolation).double(), hidden_size // 8 * 3),
     ]
     waves = []
     for position, size in blocks:

@@ -16,13 +16,17 @@ from sat_udpdiff.model.dense_channels import DenseChannels, total_channels
 from sat_udpdiff.model.mixins import (
     AdaLNLayers,
     FinalLayer,
-    OutputProjection,
     PatchEmbed,
-    PatchProjection,
     RotaryPositions,
     SinCosPositions,
 )
-from sat_udpdiff.model.positions import TokenGrid, timestep_waves
+from sat_udpdiff.model.patches import (
+    OutputProjection,
+    PatchProjection,
+    SpaceTimeProjection,
+    token_grid,
+)
+from sat_udpdiff.model.positions import timestep_waves
 from sat_udpdiff.model.task_embedding import TaskEmbedding
 from sat_udpdiff.sat_compat import (
     BaseModel,
@@ -75,8 +79,8 @@ class UDPDiffTransformer(BaseModel):
         """Predict v.
 
         Args:
-            latents: Noised latents, video channels first, then dense channels; h and w even.
-                Inputs are cast to the dtype of the weights.
+            latents: Noised latents, video channels first, then dense channels; t, h and w multiples
+                of the patch. Inputs are cast to the dtype of the weights.
             timesteps: 0 .. 999.
             text: Text embeddings; padding is attended to, as CogVideoX was trained.
             task: 0 segmentation, 1 depth; read only with `task_signal="embedding"`.
@@ -90,12 +94,12 @@ class UDPDiffTransformer(BaseModel):
         check_inputs(latents, config=self.config, timesteps=timesteps, text=text, task=task)
         dtype = next(self.time_embed.parameters()).dtype
         latents, text = latents.to(dtype), text.to(dtype)
-        patch = self.config.patch_size
-        grid = TokenGrid(
+        grid = token_grid(
+            self.config,
             text=text.shape[1],
-            frames=latents.shape[1],
-            rows=latents.shape[3] // patch,
-            columns=latents.shape[4] // patch,
+            latent_frames=latents.shape[1],
+            latent_height=latents.shape[3],
+            latent_width=latents.shape[4],
         )
         emb = self.time_embed(timestep_waves(timesteps, size=self.config.hidden_size).to(dtype))
         if self.config.task_signal == "embedding":
@@ -152,7 +156,7 @@ def initialise(network: UDPDiffTransformer, seed: int) -> None:
             std = _INIT_STD if isinstance(module, ColumnParallelLinear) else output_std
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, PatchProjection | OutputProjection):
+        elif isinstance(module, PatchProjection | SpaceTimeProjection | OutputProjection):
             rows, columns = module.weight.flatten(1).shape
             _set_uniform(module.weight, math.sqrt(6 / (rows + columns)), generator=generator)
             assert module.bias is not None
@@ -184,6 +188,8 @@ def check_numbers(config: ModelConfig) -> None:
             "model.hidden_size: expected a multiple of 16 for sincos positions, "
             f"got {config.hidden_size}"
         )
+    if config.patch_size_t not in (1, 2):
+        raise ValueError(f"model.patch_size_t: expected 1 or 2, got {config.patch_size_t}")
 
 
 def check_inputs(
@@ -203,6 +209,11 @@ def check_inputs(
         raise ValueError(
             f"latents: expected height and width divisible by {patch}, "
             f"got {latents.shape[3]}x{latents.shape[4]}"
+        )
+    if latents.shape[1] % config.patch_size_t:
+        raise ValueError(
+            f"latents: expected a number of frames divisible by {config.patch_size_t} (copies of "
+            f"the first in front make it so), got {latents.shape[1]}"
         )
     if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.text_dim:
         raise ValueError(f"text: expected ({batch}, n, {config.text_dim}), got {tuple(text.shape)}")

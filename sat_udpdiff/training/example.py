@@ -13,6 +13,7 @@ from sat_udpdiff.encoders.latents import LatentDistribution
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.generation import Encoders
+from sat_udpdiff.model.patches import repeat_first_frame
 from sat_udpdiff.training.rng import Stream, normal, uniform
 
 
@@ -21,7 +22,8 @@ class DiffusionExample:
     """One micro-batch on the device of the network."""
 
     x0: Float[Tensor, "b t c h w"]
-    """Scaled latents, float32: 16 channels of video, then those of the dense map, if any."""
+    """Scaled latents, float32: 16 channels of video, then those of the dense map, if any; copies of
+    the first frame in front where the frames would not fill the last patch."""
     noise: Float[Tensor, "b t c h w"]
     t: Int64[Tensor, "b"]
     text: Float[Tensor, "b n d"]
@@ -43,7 +45,7 @@ def make_example(
     Args:
         batch: Clips, or their latents, on the device of the network.
         encoders: Frozen; None for latents, which need none. The posterior is sampled either way.
-        config: Seed, schedule length, task signal.
+        config: Seed, schedule length, task signal, patch over time.
         samples_seen: Sample number at which this optimizer step begins.
         global_batch: Samples of this optimizer step over all ranks and micro-batches.
     """
@@ -55,6 +57,7 @@ def make_example(
         video, dense = _encode(batch, codec=encoders.codec)
         text = _encode_text(batch, encoder=encoders.text)
     x0 = _sample(video, dense, numbers=numbers, seed=config.seed)
+    x0 = repeat_first_frame(x0, patch_size_t=config.model.patch_size_t)
     noise = normal(numbers, seed=config.seed, stream=Stream.NOISE, shape=x0.shape[1:])
     t = draw_timesteps(
         uniform(numbers, seed=config.seed, stream=Stream.TIMESTEP),

@@ -29,6 +29,12 @@ def gather(value: Any, *, place: Place) -> list[Any]:
     return values
 
 
+def send_from_first(values: Tensor, *, place: Place) -> None:
+    """Overwrite `values` on every rank with those of rank 0."""
+    if place.world_size > 1:
+        dist.broadcast(values, src=0)
+
+
 def sum_over_ranks(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The sum over all ranks, the same on each; `values` itself is not changed."""
     total = values.clone()

@@ -1,9 +1,10 @@
 """How a run begins: its own newest checkpoint, else `init.weights`, else weights from the seed."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,12 +13,12 @@ from sat_udpdiff.config_io import load_config, setting_types
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
-from sat_udpdiff.model.transformer import build_network
-from sat_udpdiff.training import checkpoint
+from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
+from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.state import TrainState
-from sat_udpdiff.weights.load import load_network_weights
+from sat_udpdiff.weights.load import check_start, load_network_weights
 from sat_udpdiff.weights.run_folder import CONFIG_FILE, Checkpoint, CheckpointError, find_latest
 
 # What may not change between a checkpoint and the run that goes on from it: the weights would not
@@ -92,10 +93,48 @@ def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | Non
     dtype = DTYPES[config.train.precision]
     network = build_network(config.model, dtype=dtype, device=place.device)
     weights = str(resume_point.folder) if resume_point else None
-    source = load_network_weights(network, config, weights=weights)
+    source = _load_once(network, config=config, weights=weights, place=place)
     if place.is_main and resume_point is None:
         _say(f"weights: {source}")
     return TrainEngine(network, config=config, place=place)
+
+
+def check_weights(config: Config, *, place: Place, resume_point: Checkpoint | None) -> None:
+    """Before anything large is loaded: are the weights there that a new run starts from.
+
+    Raises:
+        ValueError: On all ranks, with the file and what is wrong with it.
+    """
+    if resume_point is None:
+        _on_first(lambda: check_start(config), place=place)
+
+
+def _load_once(
+    network: UDPDiffTransformer, *, config: Config, weights: str | None, place: Place
+) -> str:
+    """Read the weights on the first rank alone and send them to the others.
+
+    The disk is read once whatever the number of ranks, and no rank but the first has a file open.
+    """
+    source = _on_first(lambda: load_network_weights(network, config, weights=weights), place=place)
+    for parameter in network.parameters():
+        ranks.send_from_first(parameter.data, place=place)
+    return source
+
+
+def _on_first(do: Callable[[], Any], *, place: Place) -> Any:
+    """What `do` returns on the first rank; what it raises there, all raise."""
+    result = fault = None
+    if place.is_main:
+        try:
+            result = do()
+        except (ValueError, OSError) as error:
+            fault = str(error)
+    # The others must not wait for a rank that has failed.
+    result, fault = ranks.gather((result, fault), place=place)[0]
+    if fault is not None:
+        raise ValueError(fault)
+    return result
 
 
 def restore_or_start(

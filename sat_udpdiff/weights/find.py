@@ -1,8 +1,8 @@
 """Where the weights of the network are.
 
 `init.weights` and `--load` take the same things: `tiny`, a `.safetensors` file, a run folder or
-one of its checkpoints, a SAT checkpoint (`.pt` or its folder), a diffusers transformer folder, or a
-hub id.
+one of its checkpoints, a SAT checkpoint (`.pt`, its folder or that of its release), a diffusers
+transformer folder or pipeline, a folder of DeepSpeed's ZeRO shards, or a hub id.
 """
 
 from pathlib import Path
@@ -17,14 +17,18 @@ from sat_udpdiff.weights.run_folder import (
     find_latest,
     open_checkpoint,
 )
+from sat_udpdiff.weights.zero_shards import is_zero_folder
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 """File names of diffusers' weights begin with it."""
-_SAT_FILE = "mp_rank_00_model_states.pt"
+SAT_FILE = "mp_rank_00_model_states.pt"
+"""File of a SAT checkpoint."""
+_SAT_EMA = "-ema"
+"""Ending of the folders in which SAT saves averaged weights."""
 
 
 def find_weights(weights: str, *, ema: bool) -> Path:
-    """The file of weights, or the diffusers folder, that a setting means.
+    """The file of weights, or the folder of diffusers or of ZeRO shards, that a setting means.
 
     Args:
         weights: As above; a hub id is downloaded here.
@@ -85,31 +89,56 @@ def _find_in_folder(folder: Path, *, ema: bool) -> Path:
         return folder / name
     if (folder / name).is_file():
         return folder / name
-    for sub in (folder / "transformer", folder):
+    subfolders = (folder / "transformer", folder)
+    for sub in subfolders:
         if list(sub.glob(f"{DIFFUSERS_STEM}*.safetensors*")):
-            return sub
-    if sat := _find_sat(folder):
-        return sat
+            return _only_set(sub, ema=ema)
+    for sub in subfolders:
+        if sat := _find_sat(sub, ema=ema):
+            return sat.parent if is_zero_folder(sat.parent) else sat
     raise ValueError(
         f"{folder}: expected a run, one of its checkpoints, a diffusers transformer folder or a "
         f"SAT checkpoint; it has none of {CHECKPOINTS}/, {name}, {DIFFUSERS_STEM}*.safetensors, "
-        f"{_SAT_FILE}"
+        f"{SAT_FILE}{' of averaged weights' if ema else ''}"
     )
 
 
-def _find_sat(folder: Path) -> Path | None:
+def _only_set(folder: Path, *, ema: bool) -> Path:
+    if ema:
+        raise ValueError(f"--ema: {folder} is a diffusers folder, which holds one set of weights")
+    return folder
+
+
+def _find_sat(folder: Path, *, ema: bool) -> Path | None:
     """SAT's file in its folder; among several saves the one that SAT's `latest` names."""
-    if (folder / _SAT_FILE).is_file():
-        return folder / _SAT_FILE
-    saves = sorted(folder.glob(f"*/{_SAT_FILE}"))
+    saves = [
+        *folder.glob(f"*/{SAT_FILE}"),
+        # Stage 3 has no file of that name alone.
+        *folder.glob(f"*/zero_pp_rank_0_{SAT_FILE}"),
+    ]
+    own = [folder / SAT_FILE, folder / f"zero_pp_rank_0_{SAT_FILE}"]
+    if here := next((file for file in own if file.is_file()), None):
+        _check_not_split(here)
+        return here
+    saves = sorted(save for save in saves if save.parent.name.endswith(_SAT_EMA) == ema)
     latest = folder / LATEST
     if latest.is_file():
-        named = folder / latest.read_text(encoding="utf-8").strip() / _SAT_FILE
-        if named in saves:
-            return named
+        named = latest.read_text(encoding="utf-8").strip() + (_SAT_EMA if ema else "")
+        saves = [save for save in saves if save.parent.name == named] or saves
     if len(saves) > 1:
         raise ValueError(
             f"{folder}: expected one SAT checkpoint, or a file `{LATEST}` that names one of them, "
             f"got {', '.join(save.parent.name for save in saves)}"
         )
+    for save in saves:
+        _check_not_split(save)
     return saves[0] if saves else None
+
+
+def _check_not_split(file: Path) -> None:
+    """Refuse one part of a checkpoint that was cut for model parallelism."""
+    if others := sorted(file.parent.glob("*mp_rank_01_model_states.pt")):
+        raise ValueError(
+            f"{file.parent}: expected the weights in one file, got a checkpoint cut for model "
+            f"parallelism ({others[0].name}); join it with SAT first"
+        )

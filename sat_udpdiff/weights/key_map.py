@@ -6,11 +6,18 @@ Both maps are pure reshuffles: mapping there and back returns every tensor bit f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-import torch
 from torch import Tensor
+
+from sat_udpdiff.weights.names import listed
+from sat_udpdiff.weights.stored import State, StoredTensor, chunk, join, read_all, store_all
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 SAT_PREFIX = "model.diffusion_model."
 """Official SAT checkpoints carry it on every key of the network."""
@@ -18,12 +25,16 @@ SAT_PREFIX = "model.diffusion_model."
 DIFFUSERS_TASK_TABLE = "time_embedding.task_table.weight"
 """Our name for the task table among diffusers' keys; diffusers' own class has no such weight."""
 
+SAT_POSITIONS = "mixins.pos_embed.pos_embedding"
+SAT_SINES = "mixins.pos_embed.freqs_sin"
+SAT_COSINES = "mixins.pos_embed.freqs_cos"
+SAT_UNUSED_POSITIONS = "transformer.position_embeddings.weight"
+"""Of official SAT checkpoints: computed tables of positions, and a table that nothing reads."""
+
 _SAT_TASK_TABLE = "mixins.task_embedding.table.weight"
 
-_IGNORED_SAT = re.compile(
-    r"mixins\.pos_embed\.(pos_embedding|freqs_sin|freqs_cos)|transformer\.position_embeddings\.weight"
-)
-_IGNORED_DIFFUSERS = re.compile(r"patch_embed\.pos_embedding")
+_IGNORED_SAT = {SAT_POSITIONS, SAT_SINES, SAT_COSINES, SAT_UNUSED_POSITIONS}
+_IGNORED_DIFFUSERS = {"patch_embed.pos_embedding"}
 
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
@@ -56,15 +67,15 @@ class _Fused:
     chunks: tuple[tuple[int, ...], ...]
     """Which of SAT's chunks each diffusers tensor holds, in its order."""
 
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        parts = tensor.chunk(sum(len(held) for held in self.chunks))
-        return [torch.cat([parts[k] for k in held]) for held in self.chunks]
+    def split(self, tensor: StoredTensor) -> list[StoredTensor]:
+        parts = chunk(tensor, sum(len(held) for held in self.chunks))
+        return [join([parts[k] for k in held]) for held in self.chunks]
 
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        parts: dict[int, Tensor] = {}
+    def join(self, tensors: list[StoredTensor]) -> StoredTensor:
+        parts: dict[int, StoredTensor] = {}
         for held, tensor in zip(self.chunks, tensors, strict=True):
-            parts.update(zip(held, tensor.chunk(len(held)), strict=True))
-        return torch.cat([parts[k] for k in sorted(parts)])
+            parts.update(zip(held, chunk(tensor, len(held)), strict=True))
+        return join([parts[k] for k in sorted(parts)])
 
 
 _FUSED = (
@@ -84,7 +95,7 @@ _FUSED = (
 )
 
 
-def strip_sat_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_sat_prefix(state: Mapping[str, _A]) -> dict[str, _A]:
     """Keep the network's weights of a SAT checkpoint, without `model.diffusion_model.`.
 
     Checkpoints that SAT users trained hold the text encoder and the codec as well; these are
@@ -101,87 +112,116 @@ def strip_sat_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_ignored(key: str) -> bool:
     """Whether a SAT key is one that the network computes itself (positions) or never used."""
-    return _IGNORED_SAT.fullmatch(key) is not None
+    return key in _IGNORED_SAT
 
 
-def sat_to_diffusers(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+def is_diffusers(names: Iterable[str]) -> bool:
+    """Whether the names of a network's weights are those of diffusers."""
+    return any(name.startswith("transformer_blocks.") for name in names)
+
+
+def to_diffusers(state: State) -> dict[str, StoredTensor]:
     """Rename and split SAT weights for diffusers' CogVideoXTransformer3DModel.
 
     Position tables are dropped. The task table is kept as `DIFFUSERS_TASK_TABLE`.
 
     Args:
         state: SAT names without prefix.
-        num_layers: Layers of the network.
 
     Raises:
         ValueError: Names every missing and every unexpected key.
     """
-    reader = _Reader(state, ignored=_IGNORED_SAT)
-    out: dict[str, Tensor] = {}
+    num_layers = count_layers(state)
+    taker = _Taker(state, ignored=_IGNORED_SAT)
+    out: dict[str, StoredTensor] = {}
     for sat, diffusers in _plain_pairs(num_layers):
-        reader.move(sat, diffusers, out)
+        taker.move(sat, diffusers, out)
     for sat, parts, fused in _fused_names(num_layers):
-        tensor = reader.take(sat)
+        tensor = taker.take(sat)
         if tensor is not None:
-            out.update(zip(parts, fused.split(tensor), strict=True))
-    reader.move_optional(_SAT_TASK_TABLE, DIFFUSERS_TASK_TABLE, out)
-    reader.check("SAT")
+            out.update(zip(parts, _named(fused.split, tensor, name=sat), strict=True))
+    taker.move_optional(_SAT_TASK_TABLE, DIFFUSERS_TASK_TABLE, out)
+    taker.check("SAT")
     return out
 
 
-def diffusers_to_sat(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+def to_sat(state: State) -> dict[str, StoredTensor]:
     """Rename and fuse the weights of diffusers' CogVideoXTransformer3DModel into SAT's.
 
     Args:
         state: Names of diffusers, with or without `DIFFUSERS_TASK_TABLE`.
-        num_layers: Layers of the network.
 
     Raises:
         ValueError: Names every missing and every unexpected key.
     """
-    reader = _Reader(state, ignored=_IGNORED_DIFFUSERS)
-    out: dict[str, Tensor] = {}
+    num_layers = count_layers(state)
+    taker = _Taker(state, ignored=_IGNORED_DIFFUSERS)
+    out: dict[str, StoredTensor] = {}
     for sat, diffusers in _plain_pairs(num_layers):
-        reader.move(diffusers, sat, out)
+        taker.move(diffusers, sat, out)
     for sat, parts, fused in _fused_names(num_layers):
-        tensors = [tensor for part in parts if (tensor := reader.take(part)) is not None]
+        tensors = [tensor for part in parts if (tensor := taker.take(part)) is not None]
         if len(tensors) == len(parts):
-            out[sat] = fused.join(tensors)
-    reader.move_optional(DIFFUSERS_TASK_TABLE, _SAT_TASK_TABLE, out)
-    reader.check("diffusers")
+            out[sat] = _named(fused.join, tensors, name=parts[0])
+    taker.move_optional(DIFFUSERS_TASK_TABLE, _SAT_TASK_TABLE, out)
+    taker.check("diffusers")
     return out
 
 
-class _Reader:
+def sat_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`to_diffusers` for tensors in memory."""
+    return read_all(to_diffusers(store_all(state)))
+
+
+def diffusers_to_sat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`to_sat` for tensors in memory."""
+    return read_all(to_sat(store_all(state)))
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """Layers that the names of a network speak of, SAT's or diffusers'.
+
+    A layer of which less than half is there is a stray key and no layer.
+    """
+    found = (re.search(r"\b(?:layers|transformer_blocks)\.(\d+)\.", name) for name in names)
+    keys = Counter(int(match[1]) for match in found if match)
+    most = max(keys.values(), default=0)
+    return max((layer + 1 for layer, count in keys.items() if 2 * count > most), default=0)
+
+
+class _Taker:
     """Takes keys out of a state dict and remembers which were missing or left."""
 
-    def __init__(self, state: Mapping[str, Tensor], *, ignored: re.Pattern[str]) -> None:
-        self.left = {key: value for key, value in state.items() if not ignored.fullmatch(key)}
+    def __init__(self, state: State, *, ignored: set[str]) -> None:
+        self.left = {key: value for key, value in state.items() if key not in ignored}
         self.missing: list[str] = []
 
-    def take(self, key: str) -> Tensor | None:
+    def take(self, key: str) -> StoredTensor | None:
         if key not in self.left:
             self.missing.append(key)
             return None
         return self.left.pop(key)
 
-    def move(self, key: str, name: str, out: dict[str, Tensor]) -> None:
+    def move(self, key: str, name: str, out: dict[str, StoredTensor]) -> None:
         tensor = self.take(key)
         if tensor is not None:
             out[name] = tensor
 
-    def move_optional(self, key: str, name: str, out: dict[str, Tensor]) -> None:
+    def move_optional(self, key: str, name: str, out: dict[str, StoredTensor]) -> None:
         if key in self.left:
             self.move(key, name, out)
 
     def check(self, names: str) -> None:
-        faults = []
-        if self.missing:
-            faults.append(f"missing keys: {', '.join(self.missing)}")
-        if self.left:
-            faults.append(f"unexpected keys: {', '.join(sorted(self.left))}")
+        faults = [*listed("missing", self.missing), *listed("unexpected", self.left)]
         if faults:
             raise ValueError(f"weights with {names} names: {'; '.join(faults)}")
+
+
+def _named(reshuffle: Callable[[_A], _R], tensors: _A, *, name: str) -> _R:
+    try:
+        return reshuffle(tensors)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _plain_pairs(num_layers: int) -> Iterable[tuple[str, str]]:

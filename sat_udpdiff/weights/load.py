@@ -1,21 +1,27 @@
 """Weights into a network, from wherever they are; `find.py` says what can be named."""
 
-import json
-import pickle
-from pathlib import Path
+from __future__ import annotations
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from sat_udpdiff.config import Config
-from sat_udpdiff.model.dense_channels import expand_state_dict
-from sat_udpdiff.model.transformer import UDPDiffTransformer, initialise
-from sat_udpdiff.weights.find import DIFFUSERS_STEM, find_weights
-from sat_udpdiff.weights.key_map import diffusers_to_sat, is_ignored, strip_sat_prefix
+from sat_udpdiff.model.dense_channels import (
+    INPUT_KEY,
+    OUTPUT_BIAS_KEY,
+    OUTPUT_KEY,
+    expand_state_dict,
+)
+from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
+from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network, initialise
+from sat_udpdiff.weights.find import find_weights
+from sat_udpdiff.weights.key_map import is_ignored
+from sat_udpdiff.weights.names import listed
+from sat_udpdiff.weights.recognise import check_family
+from sat_udpdiff.weights.sources import StoredNetwork, open_network
+from sat_udpdiff.weights.stored import State, read_all, store_all
 
-_MOST_NAMES = 5
+# What `expand_state_dict` looks at, a few megabytes.
+_ENDS = (INPUT_KEY, OUTPUT_KEY, OUTPUT_BIAS_KEY, TASK_TABLE_KEY)
 
 
 def load_network_weights(
@@ -28,12 +34,14 @@ def load_network_weights(
 ) -> str:
     """Set every weight of `network`; a 16-channel checkpoint may be expanded on the way.
 
+    Tensors are read one at a time, straight into the network.
+
     Args:
         network: Of `config.model`, on its device.
         config: `init` says how weights are expanded, `seed` what is drawn.
         weights: Where the weights are; None takes `init.weights`, and if that is null they are
             drawn from the seed.
-        ema: Take the averaged weights of a checkpoint of ours.
+        ema: Take the averaged weights of a checkpoint.
         expand: Make missing dense channels and the task table, to train them; False refuses a
             checkpoint without them, as sampling must.
 
@@ -42,85 +50,83 @@ def load_network_weights(
 
     Raises:
         ValueError: No such place, a damaged file, or weights of another network; names the file,
-            and the keys with expected and found shapes.
+            and the keys with expected and found shapes. The network is as it was.
     """
     place = weights if weights is not None else config.init.weights
     if place is None:
         initialise(network, config.seed)
         return f"drawn from seed {config.seed}"
-    source = find_weights(place, ema=ema)
-    state = read_state(source, num_layers=config.model.num_layers)
-    if expand:
-        state = _expand(state, config=config, source=source)
-    state = {key: value for key, value in state.items() if not is_ignored(key)}
-    _check(state, network=network, source=source)
-    network.load_state_dict(state)
-    return str(source)
+    stored, state = _open(network, config, weights=place, ema=ema, expand=expand)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(state[name].read())
+    return str(stored.source)
 
 
-def _expand(state: dict[str, Tensor], *, config: Config, source: Path) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(config.seed)
-    try:
-        return expand_state_dict(state, config=config.model, init=config.init, generator=generator)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
-def read_state(source: Path, *, num_layers: int) -> dict[str, Tensor]:
-    """Weights of a file or diffusers folder under SAT's names, on the CPU.
+def check_start(config: Config) -> None:
+    """Refuse an `init.weights` that a run could not start from; reads names and shapes only.
 
     Raises:
-        ValueError: The file is damaged or has other keys; names it.
+        ValueError: As `load_network_weights`.
+    """
+    if config.init.weights is not None:
+        network = build_network(config.model, dtype=torch.float32, device="meta")
+        _open(network, config, weights=config.init.weights, ema=False, expand=True)
+
+
+def _open(
+    network: UDPDiffTransformer, config: Config, *, weights: str, ema: bool, expand: bool
+) -> tuple[StoredNetwork, State]:
+    """The checkpoint, and its weights as the network names and shapes them."""
+    stored = open_network(find_weights(weights, ema=ema))
+    state = fit(stored, config=config, expand=expand)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_shapes(stored, state=state, expected=expected)
+    return stored, state
+
+
+def fit(stored: StoredNetwork, *, config: Config, expand: bool) -> State:
+    """The weights as the network of `config` names and shapes them.
+
+    Args:
+        stored: A network on the disk.
+        config: What it shall become; `init` says how.
+        expand: Make missing dense channels and the task table.
+
+    Raises:
+        ValueError: It is another network, or has another number of channels.
     """
     try:
-        if source.is_dir():
-            return diffusers_to_sat(_read_diffusers(source), num_layers)
-        if source.suffix == ".pt":
-            # weights_only: a pickle could run anything.
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-            return strip_sat_prefix(content.get("module", content))
-        state = load_file(source)
-        is_diffusers = any(key.startswith("transformer_blocks.") for key in state)
-        return diffusers_to_sat(state, num_layers) if is_diffusers else strip_sat_prefix(state)
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{source}: not a readable weights file ({reason})") from None
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
-def _read_diffusers(folder: Path) -> dict[str, Tensor]:
-    index = folder / f"{DIFFUSERS_STEM}.safetensors.index.json"
-    names = [f"{DIFFUSERS_STEM}.safetensors"]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    state: dict[str, Tensor] = {}
-    for name in names:
-        # Only file names: an index may not point out of its folder.
-        state.update(load_file(folder / Path(name).name))
-    return state
-
-
-def _check(state: dict[str, Tensor], *, network: UDPDiffTransformer, source: Path) -> None:
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    problems = _list("missing", sorted(expected.keys() - found.keys()))
-    problems += _list("unexpected", sorted(found.keys() - expected.keys()))
-    wrong = [
-        f"{key} expected {expected[key]}, got {found[key]}"
-        for key in sorted(expected.keys() & found.keys())
-        if expected[key] != found[key]
-    ]
-    problems += _list("of another shape", wrong)
-    if problems:
-        raise ValueError(
-            f"{source}: not the weights of model.family={network.config.family}: "
-            + "; ".join(problems)
+        check_family(stored.facts, model=config.model)
+        state = {key: value for key, value in stored.state.items() if not is_ignored(key)}
+        if not expand:
+            return state
+        expanded = expand_state_dict(
+            read_all({key: state[key] for key in _ENDS if key in state}),
+            config=config.model,
+            init=config.init,
+            generator=torch.Generator().manual_seed(config.seed),
         )
+    except ValueError as error:
+        raise ValueError(f"{stored.source}: {error}") from None
+    return {**state, **store_all(expanded)}
 
 
-def _list(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return [f"{len(names)} {what}: {', '.join(names[:_MOST_NAMES])}{more}"]
+def check_shapes(
+    stored: StoredNetwork, *, state: State, expected: dict[str, tuple[int, ...]]
+) -> None:
+    """Compare names and shapes with those of the network that is to be filled.
+
+    Raises:
+        ValueError: Names every missing, unexpected and mis-shaped key.
+    """
+    found = {name: value.shape for name, value in state.items()}
+    problems = listed("missing", sorted(expected.keys() - found.keys()))
+    problems += listed("unexpected", sorted(found.keys() - expected.keys()))
+    wrong: dict[str, list[str]] = {}
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name] != found[name]:
+            wrong.setdefault(f"expected {expected[name]}, got {found[name]}", []).append(name)
+    problems += [f"{listed('mis-shaped', names)[0]} ({how})" for how, names in wrong.items()]
+    if problems:
+        raise ValueError(f"{stored.source}: not the weights of this network: {'; '.join(problems)}")

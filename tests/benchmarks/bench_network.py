@@ -106,7 +106,7 @@ def build_pair(
         max_text_seq_length=config.text_length,
         use_rotary_positional_embeddings=config.positions == "rotary",
     )
-    theirs.load_state_dict(sat_to_diffusers(ours.state_dict(), config.num_layers))
+    theirs.load_state_dict(sat_to_diffusers(ours.state_dict()))
     return ours.to(device, dtype), theirs.to(device, dtype)
 
 

@@ -76,6 +76,8 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("codec.weights=", "codec.weights: expected some text, got ''"),
         ("init.weights=", "init.weights: expected a folder, a file, a hub id, `tiny` or null"),
         ("model.dense_groups=2", "expected 0 (RGB alone) or 1"),
+        ("model.patch_size_t=0", "expected 1 (CogVideoX 1.0) or 2 (1.5), got 0"),
+        ("model.patch_size_t=4", "expected 1 (CogVideoX 1.0) or 2 (1.5), got 4"),
         # settings that do not go together
         ("data.num_frames=48", "data.num_frames: expected 4k + 1 frames (nearest: 45, 49), got 48"),
         ("data.height=470", "expected a multiple of 16 pixels (nearest: 464, 480), got 470"),
@@ -144,6 +146,17 @@ def test_folder_and_binary_file_are_refused(tmp_path):
 
 def test_message_shortens_long_values(tmp_path):
     assert len(message_of(tmp_path, overrides=["train.steps=" + "x" * 10_000])) < 200
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ("model.positions=sincos", "model.patch_size_t: expected 1 with model.positions=sincos"),
+        ("model.patch_size=1", "model.patch_size: expected 2 with model.patch_size_t=2"),
+    ],
+)
+def test_patches_over_time_are_those_of_cogvideox_1_5(other, expected, tmp_path):
+    assert expected in message_of(tmp_path, overrides=[other, "model.patch_size_t=2"])
 
 
 def test_sincos_width():

@@ -64,3 +64,13 @@ def test_two_ranks_of_one_sample_equal_one_rank_of_two(
         assert line["loss"] == pytest.approx(expected["loss"], rel=3e-5)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=3e-5)
         assert line["samples_seen"] == expected["samples_seen"]
+
+
+def test_weights_that_do_not_fit_end_all_ranks_with_the_reason(small_world, launch, tmp_path):
+    command = small_world.train_command(tmp_path, "init.weights=tiny", "train.micro_batch_size=1")
+    done = launch([*launcher("torchrun", ranks=2), *command])
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 2
+    assert all("these are weights of the tiny CogVideoX, not of" in line for line in lines)
+    assert not (tmp_path / "checkpoints").exists()

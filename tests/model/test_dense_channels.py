@@ -1,6 +1,7 @@
 """Dense channels: expanding 16-channel weights."""
 
 import dataclasses
+from itertools import product
 
 import pytest
 import torch
@@ -51,11 +52,18 @@ def draw(*shape, seed=1, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("positions", ["rotary", "sincos"])
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        *product(
+            ({"positions": "rotary"}, {"positions": "sincos"}),
+            ((2, 3, 8, 12), (2, 1, 2, 2), (1, 1, 2, 2)),
+        ),
+        *product(({"patch_size_t": 2},), ((2, 4, 8, 12), (2, 2, 2, 2), (1, 2, 2, 2))),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(2, 3, 8, 12), (2, 1, 2, 2), (1, 1, 2, 2)])
-def test_without_a_dense_map_the_video_half_is_cogvideox_to_the_bit(positions, dtype, size):
-    changes = {"positions": positions}
+def test_without_a_dense_map_the_video_half_is_cogvideox_to_the_bit(changes, dtype, size):
     base = make_base(dataclasses.replace(BASE, **changes), dtype=dtype)
     wide = expand(base, dataclasses.replace(CONFIG, **changes))
     batch, frames, height, width = size
@@ -169,6 +177,59 @@ def test_a_base_gets_a_zero_table_and_an_expanded_checkpoint_does_not():
     again = expand_state_dict(state, config=CONFIG, init=InitConfig())
     with pytest.raises(RuntimeError, match="task_embedding"):
         build_network(CONFIG, dtype=torch.float32, device="cpu").load_state_dict(again)
+
+
+class TestPatchesOverTime:
+    """CogVideoX 1.5: a matrix at the input, its columns ordered by channel first."""
+
+    base = dataclasses.replace(BASE, patch_size_t=2)
+    wide = dataclasses.replace(CONFIG, patch_size_t=2)
+
+    def test_the_whole_matrix_is_repeated(self):
+        old = make_base(self.base).state_dict()
+        state = expand_state_dict(old, config=self.wide, init=InitConfig(dense_scale=0.5))
+        assert state[INPUT_KEY].shape == (64, 256)
+        for half in state[INPUT_KEY].chunk(2, dim=1):
+            assert torch.equal(half, 0.5 * old[INPUT_KEY])
+        for key in (OUTPUT_KEY, OUTPUT_BIAS_KEY):
+            assert len(state[key]) == 256
+            assert all(torch.equal(half, old[key]) for half in state[key].chunk(2))
+        assert state[TASK_TABLE_KEY].shape == (2, 24)
+
+    def test_both_halves_agree_for_any_dense_map(self):
+        wide = expand(make_base(self.base), self.wide)
+        conditions = {"timesteps": torch.tensor([5]), "text": draw(1, 6, 20)}
+        with torch.no_grad():
+            out = wide(draw(1, 4, 32, 4, 6), task=torch.tensor([0]), **conditions)
+        assert torch.equal(out[:, :, :16], out[:, :, 16:])
+
+    def test_random_has_the_bound_of_the_whole_matrix(self):
+        base = make_base(self.base)
+        generator = torch.Generator().manual_seed(0)
+        state = expand(base, self.wide, dense_channels="random", generator=generator).state_dict()
+        assert torch.equal(state[INPUT_KEY][:, :128], base.state_dict()[INPUT_KEY])
+        assert torch.equal(state[OUTPUT_KEY][:128], base.state_dict()[OUTPUT_KEY])
+        bound = (6 / (64 + 256)) ** 0.5
+        for fresh in (state[INPUT_KEY][:, 128:], state[OUTPUT_KEY][128:]):
+            assert 0.95 * bound < fresh.abs().max() <= bound
+
+    def test_expanding_twice_changes_nothing(self):
+        init = InitConfig(dense_scale=0.5)
+        once = expand_state_dict(make_base(self.base).state_dict(), config=self.wide, init=init)
+        twice = expand_state_dict(once, config=self.wide, init=init)
+        assert all(torch.equal(once[key], twice[key]) for key in once | twice)
+
+    @pytest.mark.parametrize(
+        ("of", "config", "message"),
+        [
+            (BASE, wide, r"proj.weight: expected a matrix \(model.patch_size_t=2\), got \(64, 16,"),
+            (base, CONFIG, r"expected a 2-D convolution \(model.patch_size_t=1\), got \(64, 128\)"),
+            (wide, CONFIG, r"expected a 2-D convolution \(model.patch_size_t=1\), got \(64, 256\)"),
+        ],
+    )
+    def test_weights_of_the_other_generation_are_named(self, of, config, message):
+        with pytest.raises(ValueError, match=message):
+            expand_state_dict(make_base(of).state_dict(), config=config, init=InitConfig())
 
 
 @pytest.mark.parametrize(

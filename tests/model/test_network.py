@@ -75,6 +75,10 @@ def of_family(name):
         ("5b", {"dense_groups": 0, "task_signal": "none"}, 5_570_283_072),
         ("2b", {}, 1_694_030_720),
         ("2b", {"dense_groups": 0, "task_signal": "none"}, 1_693_783_872),
+        ("1.5-5b", {"dense_groups": 0, "task_signal": "none"}, 5_570_676_352),
+        # 128 more columns in, and 128 more rows with their biases out; then the task table.
+        ("1.5-5b", {"task_signal": "prompt"}, 5_570_676_352 + 128 * 3072 + 128 * 3073),
+        ("1.5-5b", {}, 5_571_463_936),
     ],
 )
 def test_parameter_counts_of_the_spec(family, changes, count):
@@ -101,6 +105,24 @@ def test_official_shapes_of_the_5b():
     }
     assert {key: tuple(state[key].shape) for key in expected} == expected
     assert not any("position_embeddings" in key or "pos_embed." in key for key in state)
+
+
+def test_official_shapes_of_the_5b_of_1_5():
+    first, second = (
+        {
+            name: tuple(value.shape)
+            for name, value in build_network(of_family(family), dtype=torch.bfloat16, device="meta")
+            .state_dict()
+            .items()
+        }
+        for family in ("5b", "1.5-5b")
+    )
+    assert first.keys() == second.keys()
+    assert {key: second[key] for key in second if first[key] != second[key]} == {
+        "mixins.patch_embed.proj.weight": (3072, 256),
+        "mixins.final_layer.linear.weight": (256, 3072),
+        "mixins.final_layer.linear.bias": (256,),
+    }
 
 
 def test_unset_weights_show_themselves():
@@ -289,6 +311,29 @@ def test_wrong_shapes_are_named(change, message):
         check_inputs(config=SMALL, **(inputs() | change))
 
 
+def test_frames_that_leave_a_patch_open_are_named():
+    message = r"number of frames divisible by 2 \(copies of the first in front .*\), got 3"
+    with pytest.raises(ValueError, match=message):
+        run(make(small(patch_size_t=2)), inputs(frames=3))
+
+
+def test_patches_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"model.patch_size_t: expected 1 or 2, got 3"):
+        build_network(small(patch_size_t=3), dtype=torch.float32, device="meta")
+
+
+def test_patches_over_time_start_as_the_others():
+    """Xavier-uniform in and out, with the fans of the matrices."""
+    network = build_network(small(patch_size_t=2), dtype=torch.float32, device="cpu")
+    initialise(network, 0)
+    state = network.state_dict()
+    bound = (6 / (64 + 32 * 8)) ** 0.5
+    for key in ("mixins.patch_embed.proj", "mixins.final_layer.linear"):
+        assert 0.99 * bound < state[f"{key}.weight"].abs().max() <= bound
+        assert state[f"{key}.weight"].std() == pytest.approx(bound / 3**0.5, rel=0.02)
+        assert not state[f"{key}.bias"].any()
+
+
 def test_the_network_checks_its_inputs():
     with pytest.raises(ValueError, match=r"latents: expected \(b, t, 32, h, w\)"):
         run(make(SMALL), inputs() | {"latents": torch.zeros(2, 2, 16, 6, 8)})
@@ -369,11 +414,15 @@ class TestInitialise:
         assert all(value.isfinite().all() for value in state.values())
 
 
-@pytest.mark.parametrize("changes", [{}, {"dense_groups": 2}, {"dense_groups": 0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"dense_groups": 2}, {"dense_groups": 0}, {"patch_size_t": 2}]
+)
 def test_flops_equal_the_counter(changes):
     config = small(**changes)
     network = make(config)
-    batch = inputs(config, batch=1, frames=3, height=10, width=12)
+    # Three latent frames are four for patches of two.
+    frames = 4 if config.patch_size_t == 2 else 3
+    batch = inputs(config, batch=1, frames=frames, height=10, width=12)
     # The counter does not know the CPU's fused attention, but the products inside the plain one.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(network, batch)
@@ -384,6 +433,12 @@ def test_flops_equal_the_counter(changes):
 def test_flops_of_the_spec(family, teraflops):
     flops = forward_flops(of_family(family), 13, 60, 90)
     assert flops / 1e12 == pytest.approx(teraflops, rel=2e-3)
+
+
+def test_flops_of_1_5_at_its_own_size():
+    flops = forward_flops(of_family("1.5-5b"), 21, 96, 170)
+    assert flops / 1e12 == pytest.approx(1479, rel=1e-3)
+    assert flops == forward_flops(of_family("1.5-5b"), 22, 96, 170)
 
 
 def test_norms_biases_and_the_task_table_do_not_decay():

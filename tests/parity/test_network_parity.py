@@ -64,7 +64,7 @@ def make_pair(positions, dtype, *, final_eps=1e-6, groups=1, patch=2):
         use_rotary_positional_embeddings=positions == "rotary",
     ).to(dtype)
     theirs.norm_out.norm.eps = final_eps
-    theirs.load_state_dict(sat_to_diffusers(ours.state_dict(), LAYERS), strict=True)
+    theirs.load_state_dict(sat_to_diffusers(ours.state_dict()), strict=True)
     return ours, theirs
 
 
@@ -161,7 +161,7 @@ def test_gradients_equal_diffusers(positions, dtype, bound):
     for mine, reference in zip(*input_gradients, strict=True):
         assert largest_difference(mine, reference) < bound * reference.abs().max()
     gradients = {name: p.grad for name, p in ours.named_parameters()}
-    mapped = sat_to_diffusers(gradients, LAYERS)
+    mapped = sat_to_diffusers(gradients)
     for name, parameter in theirs.named_parameters():
         reference = parameter.grad
         scale = reference.abs().max()
@@ -190,7 +190,7 @@ class TestKeyMap:
         return randomise(build_network(config, dtype=torch.float32, device="cpu")).state_dict()
 
     def test_there_and_back_is_exact(self, state):
-        back = diffusers_to_sat(sat_to_diffusers(state, LAYERS), LAYERS)
+        back = diffusers_to_sat(sat_to_diffusers(state))
         assert back.keys() == state.keys()
         assert all(torch.equal(back[key], state[key]) for key in state)
 
@@ -198,12 +198,12 @@ class TestKeyMap:
         _, theirs = make_pair("rotary", torch.float32)
         randomise(theirs, seed=5)
         state = theirs.state_dict()
-        back = sat_to_diffusers(diffusers_to_sat(state, LAYERS), LAYERS)
+        back = sat_to_diffusers(diffusers_to_sat(state))
         assert back.keys() == state.keys()
         assert all(torch.equal(back[key], state[key]) for key in state)
 
     def test_the_task_table_survives(self, state):
-        table = sat_to_diffusers(state, LAYERS)[DIFFUSERS_TASK_TABLE]
+        table = sat_to_diffusers(state)[DIFFUSERS_TASK_TABLE]
         assert torch.equal(table, state["mixins.task_embedding.table.weight"])
 
     def test_every_missing_and_unexpected_key_is_named(self, state):
@@ -215,16 +215,16 @@ class TestKeyMap:
         broken["mixins.lora.matrix"] = torch.zeros(1)
         broken["transformer.layers.3.mlp.dense_4h_to_h.bias"] = torch.zeros(1)
         with pytest.raises(ValueError, match="missing keys") as error:
-            sat_to_diffusers(broken, LAYERS)
+            sat_to_diffusers(broken)
         for key in (*missing, "mixins.lora.matrix", "layers.3.mlp.dense_4h_to_h.bias"):
             assert key in str(error.value)
 
     def test_a_missing_part_of_a_fused_tensor_is_named(self, state):
-        theirs = sat_to_diffusers(state, LAYERS)
+        theirs = sat_to_diffusers(state)
         del theirs["transformer_blocks.1.attn1.to_k.weight"]
         theirs["transformer_blocks.1.attn1.to_x.weight"] = torch.zeros(1)
         with pytest.raises(ValueError, match="diffusers names") as error:
-            diffusers_to_sat(theirs, LAYERS)
+            diffusers_to_sat(theirs)
         assert "transformer_blocks.1.attn1.to_k.weight" in str(error.value)
         assert "transformer_blocks.1.attn1.to_x.weight" in str(error.value)
 
@@ -237,4 +237,4 @@ class TestKeyMap:
             "transformer.position_embeddings.weight",
         ):
             official[key] = torch.zeros(1)
-        assert sat_to_diffusers(official, LAYERS).keys() == sat_to_diffusers(state, LAYERS).keys()
+        assert sat_to_diffusers(official).keys() == sat_to_diffusers(state).keys()

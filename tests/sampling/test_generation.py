@@ -235,6 +235,34 @@ def test_dense_maps_are_read_by_the_configured_colormap():
     assert np.abs(disparity - ramp).max() <= 1 / 512 + 1e-6
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "ddim"])
+@pytest.mark.parametrize(("num_frames", "seen"), [(9, 4), (5, 2), (13, 4), (1, 2)])
+def test_patches_over_time_are_filled_in_front(encoders, sampler, num_frames, seen):
+    """3 latent frames are sampled as 4, and the first of them is gone before decoding."""
+    settings = replace(CONFIG.sample, sampler=sampler, num_steps=1)
+    config = replace(with_model(patch_size_t=2), sample=settings)
+    ramp = torch.arange(seen, dtype=torch.float32).reshape(1, seen, 1, 1, 1) / 10
+
+    def network(noisy, *, timesteps, text, task):
+        assert noisy.shape[1] == seen
+        return -ramp.expand_as(noisy)  # one step from pure noise ends at x0_hat = -v
+
+    request = replace(REQUEST, num_frames=num_frames)
+    keywords = {"seeds": (1, 2), "encoders": encoders, "config": config}
+    latents = sample_latents(network, request, **keywords)
+    kept = (num_frames - 1) // 4 + 1
+    assert latents.shape == (2, kept, 8, 4, 6)
+    assert_close(latents, ramp[:, seen - kept :].expand_as(latents))
+
+
+def test_a_network_with_patches_over_time_gives_every_frame(encoders):
+    config = with_model(patch_size_t=2)
+    request = replace(REQUEST, num_frames=9, seeds=(1,))
+    (sample,) = generate(make_network(config), request, encoders=encoders, config=config)
+    assert sample.rgb.shape == sample.dense.shape == (9, 16, 24, 3)
+    assert sample.depth.shape == (9, 16, 24)
+
+
 def test_to_uint8_reaches_both_ends():
     frames = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5]).reshape(5, 1, 1, 1).expand(5, 3, 1, 1)
     assert to_uint8(frames)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]

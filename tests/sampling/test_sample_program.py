@@ -258,7 +258,7 @@ def test_damaged_checkpoint_is_named(checkpoint, tmp_path, capsys):
     words = ("--task", "depth", "--prompt", PROMPT, "--output", tmp_path / "out")
     assert run("--load", damaged, *words) == 2
     error = capsys.readouterr().err
-    assert f"{weights}: not a readable weights file" in error
+    assert f"{weights}: not a readable safetensors file" in error
     assert error.count("\n") == 1
 
 
@@ -267,7 +267,7 @@ def test_checkpoint_without_dense_channels_is_not_expanded(checkpoint, baseline,
     base = ("--base", checkpoint / "config.yaml")
     assert run("--load", baseline / "network.safetensors", *base, *words) == 2
     error = capsys.readouterr().err
-    assert "patch_embed.proj.weight expected (32, 8, 2, 2), got (32, 4, 2, 2)" in error
+    assert "patch_embed.proj.weight (expected (32, 8, 2, 2), got (32, 4, 2, 2))" in error
     assert error.count("\n") == 1
 
 

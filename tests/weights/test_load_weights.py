@@ -78,7 +78,7 @@ def test_a_baseline_takes_the_file_as_it_is(base_file, base_state):
 def test_a_diffusers_folder_gives_the_same(base_file, base_state, tmp_path):
     folder = tmp_path / "pipeline" / "transformer"
     folder.mkdir(parents=True)
-    renamed = {k: v.contiguous() for k, v in sat_to_diffusers(base_state, 2).items()}
+    renamed = {k: v.contiguous() for k, v in sat_to_diffusers(base_state).items()}
     save_file(renamed, folder / "diffusion_pytorch_model.safetensors")
     expected = load(base_file)
     for place in (folder, folder.parent):
@@ -126,7 +126,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
     path = tmp_path / "model.pt"
     torch.save({"module": Payload()}, path)
-    with pytest.raises(ValueError, match=r"model\.pt: not a readable weights file"):
+    with pytest.raises(ValueError, match=r"model\.pt: this pickle asks for print"):
         load(path)
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_named(content, tmp_path):
 
 def test_a_file_that_was_cut_short_is_named(base_file):
     base_file.write_bytes(base_file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"base\.safetensors: not a readable weights file"):
+    with pytest.raises(ValueError, match=r"base\.safetensors: not a readable safetensors file"):
         load(base_file)
 
 
@@ -164,12 +164,12 @@ def test_missing_unexpected_and_misshaped_keys_are_listed(base_file, base_state)
     state["extra.weight"] = torch.zeros(1)
     state["time_embed.2.bias"] = torch.zeros(17)
     save_file(state, base_file)
-    with pytest.raises(ValueError, match=r"not the weights of model\.family=tiny") as caught:
+    with pytest.raises(ValueError, match=r"not the weights of this network") as caught:
         load(base_file)
     message = str(caught.value)
-    assert "1 missing: time_embed.0.bias" in message
-    assert "1 unexpected: extra.weight" in message
-    assert "1 of another shape: time_embed.2.bias expected (16,), got (17,)" in message
+    assert "1 missing key: time_embed.0.bias" in message
+    assert "1 unexpected key: extra.weight" in message
+    assert "1 mis-shaped key: time_embed.2.bias (expected (16,), got (17,))" in message
 
 
 def test_sampling_refuses_a_network_without_dense_channels(base_file):
@@ -180,11 +180,11 @@ def test_sampling_refuses_a_network_without_dense_channels(base_file):
 def test_an_index_may_not_point_out_of_its_folder(base_state, tmp_path):
     folder = tmp_path / "transformer"
     folder.mkdir()
-    renamed = {k: v.contiguous() for k, v in sat_to_diffusers(base_state, 2).items()}
+    renamed = {k: v.contiguous() for k, v in sat_to_diffusers(base_state).items()}
     save_file(renamed, tmp_path / "diffusion_pytorch_model.safetensors")
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "../diffusion_pytorch_model.safetensors"}}'
     )
-    with pytest.raises(ValueError, match="not a readable weights file"):
+    with pytest.raises(ValueError, match=r"the shard diffusion_pytorch_model\.safetensors is"):
         load(folder)
     assert load_file(tmp_path / "diffusion_pytorch_model.safetensors")
