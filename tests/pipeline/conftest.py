@@ -1,5 +1,6 @@
 """A folder of the tiny network, with nothing left at the zeros that hide faults."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from sat_udpdiff.generation import Encoders
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
 from sat_udpdiff.pipeline import UDPDiffPipeline
 from sat_udpdiff.pipeline.folder import save_folder
-from sat_udpdiff.weights.key_map import sat_to_diffusers
+from sat_udpdiff.weights.key_map import to_diffusers
 from sat_udpdiff.weights.load import load_network_weights
+from sat_udpdiff.weights.stored import store_all
 
 ROOT = Path(__file__).parents[2]
 TABLE = "mixins.task_embedding.table.weight"
@@ -34,7 +36,7 @@ class Exported:
         return pipeline
 
 
-def export(folder: Path, *overrides: str, task: str = "multitask") -> Exported:
+def write_export(folder: Path, *overrides: str, task: str = "multitask") -> Exported:
     """The shipped base, expanded if need be, its new weights moved off their starting values."""
     files = [str(ROOT / "configs" / f"{name}.yaml") for name in ("tiny", task)]
     config = load_config(files, ["sample.num_steps=5", *overrides])
@@ -48,21 +50,27 @@ def export(folder: Path, *overrides: str, task: str = "multitask") -> Exported:
             elif name.startswith(("mixins.patch_embed.proj", "mixins.final_layer.linear")):
                 spread = 0.1 * parameter.std()
                 parameter += spread * torch.randn(parameter.shape, generator=generator)
-    state = sat_to_diffusers(network.state_dict(), config.model.num_layers)
+    state = to_diffusers(store_all(network.state_dict()))
     assert save_folder(folder, config=config, state=state) == []
     return Exported(config=config, network=network.eval(), folder=folder)
 
 
 @pytest.fixture(scope="session")
+def export() -> Callable[..., Exported]:
+    """(folder, *overrides) -> a network written there."""
+    return write_export
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Both tasks, 32 channels."""
-    return export(tmp_path_factory.mktemp("exported") / "udpdiff")
+    return write_export(tmp_path_factory.mktemp("exported") / "udpdiff")
 
 
 @pytest.fixture(scope="session")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """16 channels: diffusers' own classes."""
-    return export(tmp_path_factory.mktemp("exported") / "baseline", task="baseline")
+    return write_export(tmp_path_factory.mktemp("exported") / "baseline", task="baseline")
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def make_pair(dtype, **changes):
                 noise = noise / parameter[0].numel() ** 0.5
             parameter.copy_(noise)
     theirs = UDPDiffTransformer3DModel.from_config(transformer_config(config)).to(dtype)
-    theirs.load_state_dict(sat_to_diffusers(ours.state_dict(), LAYERS), strict=True)
+    theirs.load_state_dict(sat_to_diffusers(ours.state_dict()), strict=True)
     return ours, theirs
 
 
@@ -71,6 +71,13 @@ def difference(ours, theirs, latents, text, timesteps, task):
 def test_outputs_are_equal_with_a_task_table(positions, patch, dtype, bound):
     pair = make_pair(dtype, positions=positions, patch_size=patch)
     assert difference(*pair, *make_inputs(dtype)) < bound
+
+
+@BOUNDS
+def test_outputs_are_equal_with_patches_over_time(dtype, bound):
+    """CogVideoX 1.5."""
+    pair = make_pair(dtype, patch_size_t=2)
+    assert difference(*pair, *make_inputs(dtype, size=(6, 12, 18))) < bound
 
 
 @BOUNDS

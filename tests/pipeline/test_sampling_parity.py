@@ -24,9 +24,13 @@ REQUEST = SampleRequest(
 )
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def diffusers_noise(seed):
     """The draws of diffusers' DPM scheduler: one in the first step, later two, the second used."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
 
     def make(seeds, *, shape, device):
         def noise_fn(step):
@@ -63,10 +67,34 @@ def test_latents_equal_our_sampler(exported, pipeline, encoders, monkeypatch, sa
         guidance=guidance,
         num_videos_per_prompt=2,
         latents=start_noise(SEEDS, shape=SHAPE),
-        generator=torch.Generator().manual_seed(5),
+        generator=seeded(5),
         output_type="latent",
     )
     assert ours.std() > 0.3
+    assert largest(ours, joined(theirs)) < 1e-4
+
+
+def test_latents_equal_our_sampler_with_patches_over_time(export, tmp_path, encoders, monkeypatch):
+    """CogVideoX 1.5: 3 latent frames and one in front, which both leave out in the end."""
+    monkeypatch.setattr(generation, "per_sample_noise", diffusers_noise(5))
+    exported = export(tmp_path, "model.patch_size=2", "model.patch_size_t=2", "init.weights=null")
+    monkeypatch.setattr(
+        generation,
+        "start_noise",
+        lambda *_, **__: torch.randn(1, 4, *SHAPE[1:], generator=seeded()),
+    )
+    request = replace(REQUEST, seeds=(3,))
+    ours = sample_latents(
+        exported.network, request, seeds=(3,), encoders=encoders, config=exported.config
+    )
+    theirs = exported.open()(
+        PROMPT,
+        "depth",
+        latents=torch.randn(1, 4, *SHAPE[1:], generator=seeded()),
+        generator=seeded(5),
+        output_type="latent",
+    )
+    assert ours.shape == (1, *SHAPE)
     assert largest(ours, joined(theirs)) < 1e-4
 
 
@@ -81,7 +109,7 @@ def test_pictures_and_what_they_say_equal_our_sampler(
         PROMPT,
         task,
         latents=start_noise((3,), shape=SHAPE),
-        generator=torch.Generator().manual_seed(5),
+        generator=seeded(5),
         output_type="np",
     )
     for frames, reference in ((theirs.frames, ours.rgb), (theirs.dense, ours.dense)):
@@ -115,7 +143,7 @@ def run_cogvideox(baseline, *, guidance, sampler, eps):
         guidance_scale=2.5,
         use_dynamic_cfg=guidance == "dynamic_released",
         latents=start_noise(SEEDS, shape=(3, 16, 8, 12)),
-        generator=torch.Generator().manual_seed(5),
+        generator=seeded(5),
         output_type="latent",
     ).frames
 
@@ -145,7 +173,7 @@ def test_pil_frames_are_those_of_our_sampler(exported, pipeline, encoders, monke
         PROMPT,
         "depth",
         latents=start_noise((3,), shape=SHAPE),
-        generator=torch.Generator().manual_seed(5),
+        generator=seeded(5),
     )
     assert len(theirs.frames) == len(theirs.dense) == 1
     assert all(isinstance(frame, Image.Image) for frame in theirs.dense[0])
