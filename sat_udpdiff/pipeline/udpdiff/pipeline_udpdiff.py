@@ -303,9 +303,10 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             length=max_sequence_length,
         )
         text.check(self.settings, can_encode=self.text_encoder is not None)
+        is_told = task is not None or self.settings.model.task_signal == "prompt"
         return self._embed(
             text,
-            task=check_task(task, config=self.settings),
+            task=check_task(task, config=self.settings) if is_told else None,
             device=torch.device(device or self._execution_device),
         )
 
