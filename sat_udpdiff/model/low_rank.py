@@ -8,7 +8,7 @@ are those of diffusers and peft, one to one. They are child modules `lora_A.{par
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -150,25 +150,33 @@ def merged_weight(name: str, state: Mapping[str, Tensor], lora: LoraConfig) -> T
     Returns:
         The tensor of `state` itself where no adapter changes it.
     """
-    stem, _, leaf = name.rpartition(".")
-    weight = state[name]
-    parts = {p.part: p.parts for p in PLACES.values() if stem.endswith(f".{p.linear}")}
-    found = [part for part in parts if leaf == "weight" and f"{stem}.lora_A.{part}.weight" in state]
+    weight, found = state[name], _parts_of(name, state)
     if not found:
         return weight
     dtype = torch.promote_types(weight.dtype, torch.float32)
     merged = weight.to(dtype, copy=True)
-    for part in found:
-        down, up = (state[f"{stem}.lora_{matrix}.{part}.weight"].to(dtype) for matrix in "AB")
-        merged.chunk(parts[part])[part].addmm_(up, down, alpha=scale_of(lora))
+    for part, parts in found.items():
+        down, up = (state[key].to(dtype) for key in _keys(name, part))
+        merged.chunk(parts)[part].addmm_(up, down, alpha=scale_of(lora))
     return merged.to(weight.dtype)
+
+
+def adapters_of(name: str, names: Container[str]) -> list[str]:
+    """The names among `names` of the adapters that change the weight `name`."""
+    return [key for part in _parts_of(name, names) for key in _keys(name, part)]
+
+
+def _parts_of(name: str, names: Container[str]) -> dict[int, int]:
+    """Blocks of the weight's rows that have adapters, each with the number of blocks."""
+    places = [p for p in PLACES.values() if name.endswith(f".{p.linear}.weight")]
+    return {p.part: p.parts for p in places if _keys(name, p.part)[0] in names}
+
+
+def _keys(name: str, part: int) -> tuple[str, str]:
+    stem = name.removesuffix("weight")
+    return f"{stem}lora_A.{part}.weight", f"{stem}lora_B.{part}.weight"
 
 
 def merge_adapters(state: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
     """Weights of the network without adapters that computes the same, within rounding."""
-    return {name: merged_weight(name, state, lora) for name in base_names(state)}
-
-
-def base_names(names: Mapping[str, object]) -> Iterator[str]:
-    """The names that are no adapter's, in their order."""
-    return (name for name in names if not is_adapter(name))
+    return {name: merged_weight(name, state, lora) for name in state if not is_adapter(name)}

@@ -7,26 +7,26 @@ carries a fingerprint of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, ModelConfig
 from sat_udpdiff.model.low_rank import add_adapters, is_adapter, is_trained
 from sat_udpdiff.model.transformer import UDPDiffTransformer
 from sat_udpdiff.weights import load
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 from sat_udpdiff.weights.fingerprint import fingerprint_of
+from sat_udpdiff.weights.load import differences
 from sat_udpdiff.weights.lora_map import read_lora
 from sat_udpdiff.weights.run_folder import BASE_FINGERPRINT
-
-_MOST_NAMES = 3
+from sat_udpdiff.weights.sources import read_safetensors
+from sat_udpdiff.weights.stored import State, read_all, store_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,8 @@ def load_weights(
             return LoadedWeights(source=source)
         add_adapters(network, config.lora, seed=config.seed)
         source += _load_first_adapters(network, config)
-        return LoadedWeights(source=source, base_sha256=_base_fingerprint(network))
+        fingerprint = base_fingerprint(network.state_dict().items(), model=config.model)
+        return LoadedWeights(source=source, base_sha256=fingerprint)
     if weights is None:
         _refuse_adapters_as_base(file)
     if not config.lora.rank:
@@ -116,7 +117,7 @@ def _load_first_adapters(network: UDPDiffTransformer, config: Config) -> str:
     file, adapters = read_lora(
         config.lora.weights, lora=config.lora, num_layers=config.model.num_layers
     )
-    _overlay(network, adapters, names=_names(network, is_adapter), file=file)
+    _overlay(network, store_all(adapters), is_wanted=is_adapter, file=file)
     return f", adapters {file}"
 
 
@@ -126,7 +127,52 @@ def _load_checkpoint(network: UDPDiffTransformer, config: Config, *, file: Path)
     except ValueError as error:
         raise ValueError(f"{file}: needs the base weights of its run: {error}") from None
     add_adapters(network, config.lora, seed=config.seed)
-    found = _base_fingerprint(network)
+    found = base_fingerprint(network.state_dict().items(), model=config.model)
+    check_base(file, config=config, found=found)
+    is_wanted = partial(is_trained, config=config.model)
+    _overlay(network, read_safetensors(file), is_wanted=is_wanted, file=file)
+    return LoadedWeights(source=f"{base}, adapters {file}", base_sha256=found)
+
+
+def _overlay(
+    network: UDPDiffTransformer, state: State, *, is_wanted: Callable[[str], bool], file: Path
+) -> None:
+    check_adapters(network, state, is_wanted=is_wanted, file=file)
+    network.load_state_dict(read_all(state), strict=False)
+
+
+def check_adapters(
+    network: UDPDiffTransformer, state: State, *, is_wanted: Callable[[str], bool], file: Path
+) -> None:
+    """Refuse a state of `file` that is not those weights of the adapted network that are wanted.
+
+    Raises:
+        ValueError: Names every missing, unexpected and mis-shaped key.
+    """
+    own = network.state_dict()
+    expected = {name: tuple(value.shape) for name, value in own.items() if is_wanted(name)}
+    if problems := differences(state, expected=expected):
+        raise ValueError(
+            f"{file}: not the adapters of this lora.rank, lora.targets and model: "
+            f"{'; '.join(problems)}"
+        )
+
+
+def base_fingerprint(tensors: Iterable[tuple[str, Tensor]], *, model: ModelConfig) -> str:
+    """Of the frozen ones among all weights of a network, as bf16.
+
+    So sampling may have another precision than training; what is lost is below bf16's resolution.
+    """
+    frozen = ((name, value) for name, value in tensors if not is_trained(name, model))
+    return fingerprint_of(frozen, dtype=torch.bfloat16)
+
+
+def check_base(file: Path, *, config: Config, found: str) -> None:
+    """Refuse a base that is not the one on which the adapters of `file` were trained.
+
+    Raises:
+        ValueError: Names both fingerprints and the setting.
+    """
     with safe_open(file, framework="pt") as content:
         expected = (content.metadata() or {}).get(BASE_FINGERPRINT, found)
     if found != expected:
@@ -135,43 +181,3 @@ def _load_checkpoint(network: UDPDiffTransformer, config: Config, *, file: Path)
             f"expected SHA-256 {expected[:16]}..., got {found[:16]}...; set init.weights to the "
             "weights that the run began with"
         )
-    trained = _names(network, partial(is_trained, config=config.model))
-    _overlay(network, load_file(file), names=trained, file=file)
-    return LoadedWeights(source=f"{base}, adapters {file}", base_sha256=found)
-
-
-def _names(network: UDPDiffTransformer, is_wanted: Callable[[str], bool]) -> set[str]:
-    return {name for name in network.state_dict() if is_wanted(name)}
-
-
-def _overlay(
-    network: UDPDiffTransformer, tensors: Mapping[str, Tensor], *, names: set[str], file: Path
-) -> None:
-    """Set the weights `names`; `file` must hold these and no others, in their shapes."""
-    own = network.state_dict()
-    missing, surplus = sorted(names - tensors.keys()), sorted(tensors.keys() - names)
-    wrong = [
-        f"{name} (expected {tuple(own[name].shape)}, got {tuple(tensors[name].shape)})"
-        for name in sorted(names & tensors.keys())
-        if own[name].shape != tensors[name].shape
-    ]
-    found = (("missing", missing), ("unexpected", surplus), ("of another shape", wrong))
-    problems = [
-        f"{len(those)} {what}: {', '.join(those[:_MOST_NAMES])}" for what, those in found if those
-    ]
-    if problems:
-        raise ValueError(
-            f"{file}: not the adapters of this lora.rank, lora.targets and model: "
-            + "; ".join(problems)
-        )
-    network.load_state_dict(dict(tensors), strict=False)
-
-
-def _base_fingerprint(network: UDPDiffTransformer) -> str:
-    """Of the frozen weights as bf16, so that sampling may have another precision than training."""
-    frozen = (
-        (name, value)
-        for name, value in network.state_dict().items()
-        if not is_trained(name, network.config)
-    )
-    return fingerprint_of(frozen, dtype=torch.bfloat16)

@@ -19,13 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sat_udpdiff.config import LoraConfig, ModelConfig
-from sat_udpdiff.config_io import load_config
 from sat_udpdiff.model.dense_channels import INPUT_KEY, OUTPUT_BIAS_KEY, OUTPUT_KEY
 from sat_udpdiff.model.low_rank import PLACES, adapter_key, is_trained, scale_of
 from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
-from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.key_map import DIFFUSERS_TASK_TABLE
-from sat_udpdiff.weights.run_folder import CONFIG_FILE
+from sat_udpdiff.weights.names import listed
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that diffusers looks for in a folder."""
@@ -74,27 +72,6 @@ def lora_metadata(lora: LoraConfig) -> dict[str, Any]:
     }
 
 
-def export_lora(weights: str, folder: Path, *, ema: bool = False) -> list[Path]:
-    """Write what a LoRA run trained for diffusers, by `write_lora`.
-
-    Args:
-        weights: The run, one of its checkpoints or a file of one; its config.yaml lies beside it.
-        folder: As for `write_lora`.
-        ema: Take the averaged weights.
-
-    Raises:
-        ValueError: No such place, or no LoRA run's; names it.
-    """
-    file = find_weights(weights, ema=ema)
-    beside = file.with_name(CONFIG_FILE)
-    if not beside.is_file():
-        raise ValueError(f"{file}: expected a checkpoint of a LoRA run, with {CONFIG_FILE} beside")
-    config = load_config([str(beside)])
-    if not config.lora.rank:
-        raise ValueError(f"{file}: expected a checkpoint of a LoRA run, got lora.rank=0")
-    return write_lora(folder, load_file(file), lora=config.lora, model=config.model)
-
-
 def write_lora(
     folder: Path, state: Mapping[str, Tensor], *, lora: LoraConfig, model: ModelConfig
 ) -> list[Path]:
@@ -110,14 +87,14 @@ def write_lora(
         LORA_FILE, and DENSE_FILE where the network has dense channels.
 
     Raises:
-        ValueError: A weight is missing; names it.
+        ValueError: Weights are missing; names them.
     """
     names = adapter_names(lora, num_layers=model.num_layers)
     dense = {ours: theirs for ours, theirs in _DENSE_NAMES.items() if is_trained(ours, model)}
     if model.task_signal != "embedding":
         dense.pop(TASK_TABLE_KEY, None)
-    if missing := [name for name in (*names, *dense) if name not in state]:
-        raise ValueError(f"adapters: {len(missing)} missing weights, of them {missing[0]}")
+    if missing := listed("missing", [name for name in (*names, *dense) if name not in state]):
+        raise ValueError(f"adapters: {missing[0]}")
     folder.mkdir(parents=True, exist_ok=True)
     settings = {f"{_PREFIX}{key}": value for key, value in lora_metadata(lora).items()}
     facts = {"format": "pt", _METADATA: json.dumps(settings, indent=2, sort_keys=True)}
@@ -175,9 +152,9 @@ def _check(
     matches = {name: _KEY.fullmatch(name) for name in tensors}
     strange = [name for name, match in matches.items() if match is None or match[2] not in PLACES]
     if strange:
+        found = listed("unexpected", strange)[0]
         raise ValueError(
-            f"lora.weights: {file}: {len(strange)} keys that are no adapter of {', '.join(PLACES)}:"
-            f" {strange[0]} ..."
+            f"lora.weights: {file}: expected adapters of {', '.join(PLACES)}, got {found}"
         )
     for key, plain in _PLAIN.items():
         if settings.get(key, plain) not in (plain, None):

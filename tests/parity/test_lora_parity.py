@@ -87,7 +87,7 @@ def test_a_pipeline_of_diffusers_loads_and_fuses_our_file(make, outputs, tmp_pat
     out, reference = outputs(ours, theirs)
     assert largest_difference(out, reference) < BOUND
     pipeline.fuse_lora()
-    merged = sat_to_diffusers(merge_adapters(ours.state_dict(), lora), LAYERS)
+    merged = sat_to_diffusers(merge_adapters(ours.state_dict(), lora))
     fused = {
         name.replace(".base_layer", ""): value
         for name, value in theirs.state_dict().items()

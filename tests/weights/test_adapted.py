@@ -7,18 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sat_udpdiff import convert
 from sat_udpdiff.config import Config, InitConfig, LoraConfig, ModelConfig
-from sat_udpdiff.config_io import save_config
-from sat_udpdiff.model.low_rank import add_adapters, is_adapter, is_trained
+from sat_udpdiff.config_io import load_config, save_config
+from sat_udpdiff.model.low_rank import add_adapters, is_adapter, is_trained, merge_adapters
 from sat_udpdiff.model.transformer import build_network
-from sat_udpdiff.weights.adapted import load_weights
-from sat_udpdiff.weights.lora_map import (
-    DENSE_FILE,
-    LORA_FILE,
-    export_lora,
-    read_lora,
-    write_lora,
-)
+from sat_udpdiff.weights.adapted import check_start, load_weights
+from sat_udpdiff.weights.lora_map import DENSE_FILE, LORA_FILE, read_lora, write_lora
 
 BASE = ModelConfig(
     family="tiny",
@@ -144,8 +139,8 @@ def test_adapters_are_no_whole_weights(base_file, checkpoint):
 @pytest.mark.parametrize(
     ("lora", "expected"),
     [
-        (LoraConfig(rank=2), r"16 of another shape: .*lora_A\.0\.weight \(expected \(2, 32\), got"),
-        (LoraConfig(rank=4, targets=("to_q",)), r"12 unexpected: transformer\.layers\.0\.att"),
+        (LoraConfig(rank=2), r"mis-shaped keys: .*lora_A\.0\.weight.* \(expected \(2, 32\), got"),
+        (LoraConfig(rank=4, targets=("to_q",)), r"12 unexpected keys: transformer\.layers\.\{0-1"),
         (LoraConfig(rank=4, targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.2")), "4 missing"),
     ],
 )
@@ -154,37 +149,97 @@ def test_adapters_of_another_kind_are_named(lora, expected, base_file, checkpoin
         load_weights(network(DENSE), config_of(base_file, lora=lora), weights=str(checkpoint))
 
 
-def test_the_export_and_back_is_exact(base_file, checkpoint, tmp_path):
-    written = export_lora(str(checkpoint), tmp_path / "out")
-    assert [path.name for path in written] == [LORA_FILE, DENSE_FILE]
-    saved = load_file(checkpoint)
-    file, adapters = read_lora(str(tmp_path / "out"), lora=LORA, num_layers=2)
-    assert file == written[0]
-    assert adapters.keys() == {name for name in saved if is_adapter(name)}
-    assert all(adapters[name].equal(saved[name]) for name in adapters)
-    dense = load_file(written[1])
-    assert dense.keys() == {
-        "patch_embed.proj.weight",
-        "patch_embed.proj.bias",
-        "proj_out.weight",
-        "proj_out.bias",
-        "task_embedding.table.weight",
-    }
-    assert dense["proj_out.weight"].equal(saved["mixins.final_layer.linear.weight"])
-    # A second run may begin with them.
-    made = network(DENSE)
-    loaded = load_weights(made, config_of(base_file, lora=replace(LORA, weights=str(file))))
-    assert f"adapters {file}" in loaded.source
-    assert all(made.state_dict()[name].equal(value) for name, value in adapters.items())
+def test_a_start_is_checked_before_it_is_made(base_file, checkpoint, tmp_path):
+    check_start(config_of(base_file))
+    with pytest.raises(ValueError, match=r"init\.weights: expected whole weights, got adapters"):
+        check_start(config_of(checkpoint))
+    with pytest.raises(ValueError, match=r"lora\.weights: .* no file .*nowhere"):
+        check_start(config_of(base_file, lora=replace(LORA, weights="nowhere")))
 
 
-def test_only_a_lora_run_is_exported(base_file, checkpoint, tmp_path):
-    with pytest.raises(ValueError, match=r"base\.safetensors: expected a checkpoint of a LoRA run"):
-        export_lora(str(base_file), tmp_path / "out")
-    save_config(config_of(base_file, lora=LoraConfig()), checkpoint.with_name("config.yaml"))
-    with pytest.raises(ValueError, match=r"expected a checkpoint of a LoRA run, got lora\.rank=0"):
-        export_lora(str(checkpoint), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+class TestConverter:
+    """What the converter makes of a LoRA checkpoint."""
+
+    def convert(self, checkpoint, folder, *words):
+        return convert.main([str(checkpoint), str(folder), *words])
+
+    def test_the_lora_file_and_back_is_exact(self, base_file, checkpoint, tmp_path, capsys):
+        out = tmp_path / "out"
+        assert self.convert(checkpoint, out, "--to", "lora") == 0
+        assert f"note: {DENSE_FILE} holds what was trained as a whole" in capsys.readouterr().out
+        saved = load_file(checkpoint)
+        file, adapters = read_lora(str(out), lora=LORA, num_layers=2)
+        assert file == out / LORA_FILE
+        assert adapters.keys() == {name for name in saved if is_adapter(name)}
+        assert all(adapters[name].equal(saved[name]) for name in adapters)
+        dense = load_file(out / DENSE_FILE)
+        assert dense.keys() == {
+            "patch_embed.proj.weight",
+            "patch_embed.proj.bias",
+            "proj_out.weight",
+            "proj_out.bias",
+            "task_embedding.table.weight",
+        }
+        assert dense["proj_out.weight"].equal(saved["mixins.final_layer.linear.weight"])
+        # A second run may begin with them.
+        made = network(DENSE)
+        loaded = load_weights(made, config_of(base_file, lora=replace(LORA, weights=str(file))))
+        assert f"adapters {file}" in loaded.source
+        assert all(made.state_dict()[name].equal(value) for name, value in adapters.items())
+
+    @pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+    def test_other_forms_are_the_merged_network(self, base_dtype, base_file, checkpoint, tmp_path):
+        """Sampled without adapters, from the converted folder alone."""
+        base = {name: value.to(base_dtype) for name, value in load_file(base_file).items()}
+        save_file(base, base_file)
+        if base_dtype == torch.bfloat16:
+            # fp32 was hashed as bf16: the same base.
+            assert base["time_embed.0.weight"].dtype == torch.bfloat16
+        adapted, merged = network(DENSE), network(DENSE)
+        load_weights(adapted, config_of(base_file), weights=str(checkpoint))
+        assert self.convert(checkpoint, tmp_path / "ours", "--to", "udpdiff") == 0
+        config = load_config([str(tmp_path / "ours" / "config.yaml")])
+        assert config.lora == LoraConfig()
+        load_weights(merged, config, weights=str(tmp_path / "ours"), expand=False)
+        expected = merge_adapters(adapted.state_dict(), LORA)
+        state = merged.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(state[name].equal(expected[name]) for name in expected)
+        for form in ("diffusers", "sat"):
+            assert self.convert(checkpoint, tmp_path / form, "--to", form) == 0
+            assert self.convert(tmp_path / form, tmp_path / f"{form}_back", "--to", "udpdiff") == 0
+            back = load_file(tmp_path / f"{form}_back" / "network.safetensors")
+            assert all(back[name].equal(expected[name]) for name in expected)
+
+    def test_the_wrong_base_is_refused_before_anything_is_written(
+        self, base_file, checkpoint, tmp_path, capsys
+    ):
+        state = load_file(base_file)
+        state["time_embed.0.bias"][0] += 1
+        save_file(state, base_file)
+        assert self.convert(checkpoint, tmp_path / "out", "--to", "diffusers") == 2
+        assert "trained on other base weights than init.weights=" in capsys.readouterr().err
+        other = tmp_path / "other.safetensors"
+        base_file.rename(other)
+        assert self.convert(checkpoint, tmp_path / "out", "--to", "diffusers") == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        assert "needs the base weights of its run" in message
+        assert not (tmp_path / "out").exists()
+        state["time_embed.0.bias"][0] -= 1
+        save_file(state, other)
+        moved = f"init.weights={other}"
+        assert self.convert(checkpoint, tmp_path / "out", moved, "--to", "udpdiff") == 0
+
+    def test_whole_weights_are_no_lora(self, base_file, tmp_path, capsys):
+        words = ("--base", str(checkpoint_config(tmp_path)), "--to", "lora")
+        assert self.convert(base_file, tmp_path / "out", *words) == 2
+        assert "expected a LoRA run or one of its checkpoints" in capsys.readouterr().err
+
+
+def checkpoint_config(folder):
+    """A value file of the baseline."""
+    save_config(config_of(None, BASE), folder / "baseline.yaml")
+    return folder / "baseline.yaml"
 
 
 class TestForeignFiles:
@@ -225,7 +280,7 @@ class TestForeignFiles:
     def test_keys_that_are_no_adapter_are_named(self, file):
         tensors = load_file(file)
         save_file(tensors | {"transformer.proj_out.lora_A.weight": torch.zeros(4, 8)}, file)
-        self.refused(file, r"1 keys that are no adapter of to_q, .*: proj_out\.lora_A\.weight")
+        self.refused(file, r"expected adapters of to_q, .*1 unexpected key: proj_out\.lora_A")
         half = dict(list(tensors.items())[1:])
         metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 6})}
         save_file(half, file, metadata=metadata)
