@@ -5,8 +5,11 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sat_udpdiff.config import LoraConfig, ModelConfig
+from sat_udpdiff.model.accounting import backward_flops, forward_flops
 from sat_udpdiff.model.low_rank import (
     PLACES,
     adapter_key,
@@ -182,6 +185,27 @@ def test_recomputed_layers_give_the_same_gradients(model):
         gradients.append({n: p.grad for n, p in network.named_parameters() if p.requires_grad})
     assert all(value.any() for value in gradients[0].values())
     assert all(gradients[0][name].equal(gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("lora", [None, ALL, LoraConfig(rank=16)], ids=["none", "all", "16"])
+def test_flops_equal_the_counter(lora):
+    """Of a step: what is frozen costs two products, the rest three."""
+    model = dataclasses.replace(SMALL, num_layers=4)
+    network = make(model, lora=lora)
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        run(network).sum().backward()
+    settings = lora or LoraConfig()
+    shape = (2, 6, 8)
+    expected = 2 * sum(  # two samples
+        flops(model, *shape, lora=settings) for flops in (forward_flops, backward_flops)
+    )
+    # The first layers' inputs need no gradient: a few products less.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
+    assert counter.get_total_flops() <= expected
+    if lora is not None:
+        whole = 2 * 3 * forward_flops(model, *shape)
+        assert expected < 0.9 * whole
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ class TestConverter:
             "patch_embed.proj.bias",
             "proj_out.weight",
             "proj_out.bias",
-            "task_embedding.table.weight",
+            "time_embedding.task_table.weight",
         }
         assert dense["proj_out.weight"].equal(saved["mixins.final_layer.linear.weight"])
         # A second run may begin with them.
