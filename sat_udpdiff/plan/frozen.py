@@ -7,7 +7,6 @@ a few very large maps, which chunks, tiles and slices change in ways that no for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sat_udpdiff.config import Config, VideoCodecConfig
 from sat_udpdiff.encoders.source import TINY, TINY_WEIGHTS
+from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.plan.counting import TensorBytes
 from sat_udpdiff.plan.sizes import BYTES, Sizes
 
@@ -103,26 +103,74 @@ def _no_cost() -> CodecCost:
 
 @lru_cache(maxsize=64)
 def _encoding_cost(config: VideoCodecConfig, shape: tuple[int, ...], views: int) -> CodecCost:
-    """Of encoding `views` batches of `shape` (b, t, 3, h, w), joined as training joins them."""
+    """Of encoding `views` batches of `shape` (b, t, 3, h, w), joined as training joins them.
 
-    def run(codec: Any) -> None:
-        clips = [torch.empty(shape, device="meta") for _ in range(views)]
-        codec.encode(torch.cat(clips) if views > 1 else clips[0])
+    Slices, tiles and chunks are done one after another, so one of the first two and two chunks
+    are run, and the rest is added up: all of them would take minutes.
+    """
+    codec = _meta_codec(config)
+    batch, frames, _, height, width = shape
+    together = 1 if config.slicing else views * batch
+    part, factor = (frames, height, width), views * batch / together
+    if config.encode_chunks == "diffusers":
+        chunk = codec.vae.num_sample_frames_batch_size
+        part = (min(frames, 2 * chunk + frames % chunk), height, width)
+    if config.tiling:
+        vae = codec.vae
+        tile = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        overlaps = (vae.tile_overlap_factor_height, vae.tile_overlap_factor_width)
+        part = (part[0], min(height, tile[0]), min(width, tile[1]))
+        if part[1:] != (height, width):
+            for side, length, overlap in zip((height, width), tile, overlaps, strict=True):
+                factor *= _covered(side, tile=length, step=int(length * (1 - overlap))) / side
+    count = math.prod((frames, height, width)) / math.prod(part)
+    clip = torch.empty(together, part[0], 3, *part[1:], device="meta")
+    with TensorBytes("meta") as memory, FlopCounterMode(display=False) as flops:
+        codec.encode(clip)
+    # The clips as they come, joined where there are two views, and cast.
+    copies = 4 * (2 if views > 1 else 1) + BYTES[config.dtype]
+    clips = views * math.prod(shape) * copies - clip.numel() * BYTES[config.dtype]
+    return CodecCost(
+        peak_bytes=memory.peak + clips,
+        flops=int(flops.get_total_flops() * count * factor),
+        parameters=_count(codec.vae),
+    )
 
-    return _run_codec(config, run)
+
+def _covered(side: int, *, tile: int, step: int) -> int:
+    """Pixels of a side that tiles cover, those of overlaps as often as they are covered."""
+    return sum(min(tile, side - start) for start in range(0, side, step))
 
 
 @lru_cache(maxsize=64)
 def _decoding_cost(config: VideoCodecConfig, shape: tuple[int, ...]) -> CodecCost:
-    """Of decoding latents of `shape` (b, t, c, h, w)."""
-    return _run_codec(config, lambda codec: codec.decode(torch.empty(shape, device="meta")))
+    """Of decoding latents of `shape` (b, t, c, h, w); of tiles, one is run."""
+    codec = _meta_codec(config)
+    batch, frames, channels, height, width = shape
+    part = (height, width)
+    if config.tiling:
+        vae = codec.vae
+        part = (min(height, vae.tile_latent_min_height), min(width, vae.tile_latent_min_width))
+    with TensorBytes("meta") as memory, FlopCounterMode(display=False) as flops:
+        video = codec.decode(torch.empty(batch, frames, channels, *part, device="meta"))
+    share = math.prod(part) / (height * width)
+    # The other tiles' frames, in the codec's dtype, and all of them joined and in fp32.
+    rest = video.numel() * (1 / share - 1) * (2 * BYTES[config.dtype] + 4)
+    return CodecCost(
+        peak_bytes=int(memory.peak + rest),
+        flops=int(flops.get_total_flops() / share),
+        parameters=_count(codec.vae),
+    )
 
 
-def _run_codec(config: VideoCodecConfig, run: Callable[[Any], object]) -> CodecCost:
+def _count(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _meta_codec(config: VideoCodecConfig) -> VideoCodec:
+    """The codec of `config` without weights, and without the loops that a plan adds up itself."""
     # Takes seconds to import, and a run from cached latents needs none of it.
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
-
-    from sat_udpdiff.encoders.vae import VideoCodec
 
     folder = _codec_folder(config)
     has_config = (folder / "config.json").is_file()
@@ -131,10 +179,10 @@ def _run_codec(config: VideoCodecConfig, run: Callable[[Any], object]) -> CodecC
     with torch.device("meta"):
         vae = kind.from_config(values)
     codec = VideoCodec(vae, config=config, device="meta")
-    parameters = sum(weight.numel() for weight in vae.parameters())
-    with TensorBytes("meta") as memory, FlopCounterMode(display=False) as flops:
-        run(codec)
-    return CodecCost(peak_bytes=memory.peak, flops=flops.get_total_flops(), parameters=parameters)
+    vae.disable_slicing()
+    # Tiles keep their size.
+    vae.use_tiling = False
+    return codec
 
 
 def _text_folder(config: Config) -> Path:

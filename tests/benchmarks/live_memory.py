@@ -2,9 +2,9 @@
 
     torchrun --nproc_per_node 2 tests/benchmarks/live_memory.py CASES.json RESULT.json
 
-CASES.json is a list of lists of settings (`key=value`) on top of configs/tiny.yaml. Training is as in
-`train.py` (deepspeed on gloo, the real step), from random latents. Rank 0 writes, for each case,
-the planned and the counted bytes of the rank that has most.
+CASES.json is a list of lists of settings (`key=value`) on top of configs/tiny.yaml. Training is
+that of `train.py` (deepspeed on gloo, the real step), from random latents. Rank 0 writes, for each
+case, the planned bytes and the counted ones of the rank that has most.
 
 What is counted are the storages of all tensors that live at once (`TensorBytes`), from before the
 network is made. The resident memory of the process, which the kernel tells, is noted beside it: it
