@@ -15,7 +15,7 @@ from sat_udpdiff.training.engine import to_deepspeed
 # Stage 3, deepspeed's own defaults, which `to_deepspeed` leaves alone: gathered weights that may
 # be there at once (stage3_max_live_parameters), and weights that step together (sub_group_size).
 _MOST_GATHERED = 1_000_000_000
-_STEP_TOGETHER = 1_000_000_000
+_STEP_TOGETHER = 1e9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
