@@ -104,9 +104,7 @@ def examine(situation: Situation, *, change: tuple[Change, ...] = ()) -> Outcome
     work, peak = count_work(config), machine.peak_at(config.train.precision)
     duration = None
     if peak is not None:
-        duration = estimate_duration(
-            config, work=work, world_size=machine.gpus, peak_flops=peak, mfu=machine.mfu
-        )
+        duration = estimate_duration(config, work=work, peak_flops=peak, mfu=machine.mfu)
     return Outcome(
         change=change, situation=situation, memory=memory, duration=duration, work=work.total
     )

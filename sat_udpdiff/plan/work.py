@@ -54,15 +54,12 @@ def count_work(config: Config) -> Work:
     return Work(**{name: sum(getattr(part, name) for part in parts) for name in names})
 
 
-def estimate_duration(
-    config: Config, *, work: Work, world_size: int, peak_flops: float, mfu: float
-) -> Duration:
+def estimate_duration(config: Config, *, work: Work, peak_flops: float, mfu: float) -> Duration:
     """Time of a step and of `train.steps` of them.
 
     Args:
         config: Any configuration.
         work: Of it.
-        world_size: Number of GPUs.
         peak_flops: Of one of them, FLOP/s.
         mfu: Share of the peak that all of `work` reaches, waiting for others included.
     """

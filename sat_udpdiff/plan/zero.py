@@ -66,7 +66,7 @@ def zero_bytes(
     trained, shard = parameters.trained, parameters.trained / world_size
     settings = to_deepspeed(config, world_size=world_size, device_type=device_type)
     gradients = _gradients(config, trained=trained, shard=shard, settings=settings)
-    buckets = _bucket_bytes(settings, trained=trained, width=width, world_size=world_size)
+    buffers, packed = _bucket_bytes(settings, trained=trained, width=width, world_size=world_size)
     weights = float(parameters.total * width)
     optimizer = 12.0 * shard
     copy_at_start = float(trained * width)
@@ -74,7 +74,7 @@ def zero_bytes(
         weights /= world_size
         copy_at_start = float(parameters.total * width)
     ema = 4.0 * shard if config.ema.enabled else 0.0
-    staying = gradients.between + (buckets if stage == 3 else 0.0)
+    staying = gradients.between + (buffers if stage == 3 else 0.0)
     adam = 0.0 if device_type == "cuda" else 8.0 * min(shard, _together(stage))
     fp32_gradients = 4.0 * min(shard, _together(stage))
     step = max(gradients.step_copies, adam + (fp32_gradients if gradients.step_copies else 0.0))
@@ -83,10 +83,10 @@ def zero_bytes(
         optimizer=optimizer,
         ema=ema,
         gradients=gradients.end,
-        buckets=buckets,
+        buckets=buffers + packed,
         gathered=float(min(parameters.total, _MOST_GATHERED) * width) if stage == 3 else 0.0,
         staying=staying,
-        step=gradients.shard + step + (buckets if stage == 3 else 0.0),
+        step=gradients.shard + step + (buffers if stage == 3 else 0.0),
         # Stage 3 makes the buffers of its gradients at once and for good.
         start=max(
             weights + copy_at_start,
@@ -127,13 +127,13 @@ def _gradients(config: Config, *, trained: int, shard: float, settings: dict) ->
     return _Gradients(end=whole + own, between=between, shard=own, step_copies=copies)
 
 
-def _bucket_bytes(settings: dict, *, trained: int, width: int, world_size: int) -> float:
-    """Buffers of the size of a bucket, whether the network fills them or not, and a packed copy."""
+def _bucket_bytes(
+    settings: dict, *, trained: int, width: int, world_size: int
+) -> tuple[float, float]:
+    """Buffers of the size of a bucket, whether the network fills them or not; a packed copy."""
     zero = settings["zero_optimization"]
     size = zero["reduce_bucket_size"]
-    packed = min(size, trained)
-    if zero["stage"] == 3:
-        return float((size + packed) * width)
-    # One is filled while the other is sent; shards of several GPUs are packed before.
-    buffers = 2 if zero["overlap_comm"] else 1
-    return float((buffers * size + (packed if world_size > 1 else 0)) * width)
+    is_packed = zero["stage"] == 3 or world_size > 1  # for shards of several GPUs
+    # In stages 1 and 2 one is filled while the other is sent.
+    count = 2 if zero["overlap_comm"] and zero["stage"] < 3 else 1
+    return float(count * size * width), float(min(size, trained) * width * is_packed)
