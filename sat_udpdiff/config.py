@@ -19,6 +19,9 @@ TASKS: tuple[Task, ...] = ("segmentation", "depth")
 Guidance = Literal["constant", "dynamic_released", "dynamic_step"]
 """How the guidance scale goes over the steps; see diffusion/guidance.py."""
 
+LoraTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+"""Linears of a block that can get adapters, by the names that diffusers and peft give them."""
+
 FAMILIES = ("tiny", "2b", "5b", "1.5-5b")
 
 
@@ -78,6 +81,23 @@ class InitConfig:
     dense_channels: Literal["duplicate", "random"] = "duplicate"
     dense_scale: float = 1.0
     """Factor on the duplicated input weights: 1 paper, 0.7071 keeps the variance, 0.5 Marigold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters trained in place of the weights, in the form of diffusers and peft."""
+
+    rank: int = 0
+    """0 = every weight is trained. Above 0: adapters, and with dense channels what is new in the
+    network and has no low rank: patch projection, last linear, task table. The rest is frozen, and
+    checkpoints hold what is trained; the rest comes from init.weights each time."""
+    alpha: float | None = None
+    """What an adapter adds is scaled by alpha / rank; null = rank."""
+    targets: tuple[LoraTarget, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Linears of every block, named as in diffusers; ff.net.0.proj and ff.net.2 are the MLP."""
+    weights: str | None = None
+    """Adapters to begin with: a LoRA file for diffusers (pytorch_lora_weights.safetensors) or its
+    folder, of this rank, alpha and these targets. null = adapters that change nothing yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,6 +308,7 @@ class Config:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     codec: VideoCodecConfig = field(default_factory=VideoCodecConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

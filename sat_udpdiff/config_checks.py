@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from operator import attrgetter
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from sat_udpdiff.config import TASKS, Config, ConfigError
+from sat_udpdiff.config import TASKS, Config, ConfigError, LoraTarget
 from sat_udpdiff.config_values import hint
 
 __all__ = ["check_device", "notes", "require", "validate"]
@@ -31,7 +31,7 @@ _AT_LEAST_ONE = (
     "validation.num_steps", "sample.num_steps",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "seed", "data.num_workers", "data.recolourings", "data.cache_gb",
+    "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
     "diffusion.dense_loss_weight", "optimizer.weight_decay",
     "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
     "checkpoint.keep_last", "validation.every_steps", "sample.guidance_scale",
@@ -47,6 +47,8 @@ _NOT_EMPTY = ("codec.weights", "text.weights", "log.wandb_project")
 
 # The seed travels through numpy and torch generators, which take 64 bits with a sign.
 _LARGEST_SEED = 2**63 - 1
+# Below it adapters hardly move within a run: B starts at zero.
+_LEAST_LORA_RATE = 5e-5
 # Distance of the corners of the RGB cube: sqrt(3) * 255.
 _LARGEST_RGB_DISTANCE = 441.0
 
@@ -56,6 +58,7 @@ def validate(config: Config) -> None:
     _check_ranges(config)
     _check_heads(config)
     _check_patches(config)
+    _check_lora(config)
     _check_clip(config)
     _check_buckets(config)
     _check_latents(config)
@@ -89,6 +92,11 @@ def notes(config: Config) -> list[str]:
         )
     if config.init.weights is None:
         found.append("init.weights is null: the network starts from random weights")
+    if config.lora.rank and config.optimizer.lr < _LEAST_LORA_RATE:
+        found.append(
+            f"optimizer.lr={config.optimizer.lr:g} is a rate for all weights; adapters (lora.rank="
+            f"{config.lora.rank}) are usually trained at 1e-4 to 1e-3"
+        )
     if config.train.caption_dropout == 0:
         found.append("train.caption_dropout is 0: guidance will have no unconditional branch")
     return found
@@ -177,6 +185,23 @@ def _check_patches(config: Config) -> None:
         # Weights hold such patches as one vector, whose sides could not be told from a file.
         expected = "2 with model.patch_size_t=2, as in CogVideoX 1.5"
         _fail("model.patch_size", "model.patch_size_t", expected=expected, got=model.patch_size)
+
+
+def _check_lora(config: Config) -> None:
+    lora, width = config.lora, config.model.hidden_size
+    if lora.rank > width:
+        expected = f"at most model.hidden_size={width}, the full rank"
+        _fail("lora.rank", "model.hidden_size", expected=expected, got=lora.rank)
+    if lora.alpha is not None and lora.alpha <= 0:
+        _fail("lora.alpha", expected="a value above 0, or null", got=lora.alpha)
+    if not lora.targets or len(set(lora.targets)) != len(lora.targets):
+        expected = f"one or more of {', '.join(get_args(LoraTarget))}, each once"
+        _fail("lora.targets", expected=expected, got=list(lora.targets))
+    if lora.weights == "":
+        _fail("lora.weights", expected="a LoRA file, its folder, or null", got=lora.weights)
+    if lora.weights is not None and not lora.rank:
+        expected = "null with lora.rank=0; set lora.rank to the rank of the file"
+        _fail("lora.weights", "lora.rank", expected=expected, got=lora.weights)
 
 
 def _check_clip(config: Config) -> None:

@@ -20,12 +20,19 @@ import yaml
 
 from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_checks import check_device, notes, require, validate
-from sat_udpdiff.config_sources import Setting, read_file, read_override, setting_types
+from sat_udpdiff.config_sources import (
+    Setting,
+    read_file,
+    read_override,
+    read_value,
+    setting_types,
+)
 
 __all__ = [
     "CommandLine",
     "ConfigError",
     "check_device",
+    "config_of",
     "dump_config",
     "load_config",
     "notes",
@@ -65,6 +72,25 @@ def load_config(base: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         validate(config)
     except ConfigError as error:
         raise ConfigError(f"{error}{_origins(error.keys, settings)}", keys=error.keys) from None
+    return config
+
+
+def config_of(values: Mapping[str, Any], *, source: str) -> Config:
+    """The configuration of plain values, as JSON holds them; all others are the defaults.
+
+    Args:
+        values: Dotted key of a setting -> its value.
+        source: Where they were read, for messages.
+
+    Raises:
+        ConfigError: One line naming the key, what was expected and what came.
+    """
+    typed = {key: read_value(key, value, source=source) for key, value in values.items()}
+    try:
+        config = _build(Config, typed)
+        validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (from {source})", keys=error.keys) from None
     return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,20 @@ def read_override(override: str) -> dict[str, Setting]:
     key = key.strip()
     _check_key(key, source=_COMMAND_LINE)
     return _read_node(_override_node(key, text=text), key=key, source=_COMMAND_LINE)
+
+
+def read_value(key: str, value: Any, *, source: str) -> Any:
+    """A plain value (of JSON) in the type of the setting `key`.
+
+    Raises:
+        ConfigError: It is not of that type.
+    """
+    node = yaml.compose(json.dumps(value), Loader=yaml.SafeLoader)
+    try:
+        return parse(node, kind=setting_types()[key])
+    except Mismatch as error:
+        where = key if error.index is None else f"{key}[{error.index}]"
+        raise ConfigError(f"{where}: {error} (from {source})", keys=(key,)) from None
 
 
 def _override_node(key: str, *, text: str) -> yaml.Node:

@@ -1,6 +1,6 @@
 r"""Convert weights between SAT, diffusers and this project, there and back without a lost bit.
 
-    python sat_udpdiff/convert.py SRC DST --to sat|diffusers|udpdiff
+    python sat_udpdiff/convert.py SRC DST --to sat|diffusers|udpdiff|lora
 
 SRC is whatever `--load` takes: a release of CogVideoX for SAT, a diffusers folder, a run or one of
 its checkpoints, a file of weights, shards of DeepSpeed's ZeRO; its form is recognised. DST is a new
@@ -9,7 +9,9 @@ folder. Tensors pass one at a time: memory is needed for the largest, not for th
     --to udpdiff    network.safetensors, for training and sampling here
     --to diffusers  a folder for UDPDiffPipeline, or for diffusers' own where there is no dense map
     --to sat        transformer/1/mp_rank_00_model_states.pt and vae/3d-vae.pt
+    --to lora       what a LoRA run trained, for `load_lora_weights` of diffusers' pipelines
 
+The other forms are whole networks: the adapters of a LoRA run are folded into their weights.
 `config.yaml` is written beside each. SRC's own one is taken if it has one, else the family and the
 task are read off the shapes; `--base` files and `key=value` settings go on top.
 """
@@ -26,22 +28,25 @@ import torch
 from tqdm import tqdm
 
 from data_loaders.atomic_file import partial_of, sync_folder, write_atomically
-from sat_udpdiff.config import Config
-from sat_udpdiff.config_io import save_config
+from sat_udpdiff.config import Config, LoraConfig
+from sat_udpdiff.config_io import load_config, save_config
 from sat_udpdiff.encoders.latents import latent_size
 from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.encoders.vae import find_codec
 from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.weights.adapted import holds_adapters
 from sat_udpdiff.weights.codec_files import SAT_CODEC_FILE, codec_from_sat, codec_to_sat_file
-from sat_udpdiff.weights.describe import describe
+from sat_udpdiff.weights.describe import describe, own_config_file
 from sat_udpdiff.weights.find import DIFFUSERS_STEM, SAT_FILE, find_weights
 from sat_udpdiff.weights.key_map import SAT_PREFIX, to_diffusers
 from sat_udpdiff.weights.load import check_shapes, fit
+from sat_udpdiff.weights.lora_map import DENSE_FILE, LORA_FILE, write_lora
+from sat_udpdiff.weights.merged import open_merged
 from sat_udpdiff.weights.pickles import TRUST
 from sat_udpdiff.weights.run_folder import CONFIG_FILE, LATEST, NETWORK_FILE
 from sat_udpdiff.weights.sat_extras import sat_extras
-from sat_udpdiff.weights.sources import StoredNetwork, open_network
-from sat_udpdiff.weights.stored import State, StoredTensor, cast, dtype_name
+from sat_udpdiff.weights.sources import StoredNetwork, open_network, read_safetensors
+from sat_udpdiff.weights.stored import State, StoredTensor, cast, dtype_name, read_all
 from sat_udpdiff.weights.write import total_bytes, write_pickle, write_safetensors, write_sharded
 
 _SAT_STEP = "1"
@@ -89,7 +94,7 @@ def prepare(options: argparse.Namespace) -> Conversion:
         ValueError: One line with the file, the keys, what was expected and what came.
     """
     source = find_weights(options.src, ema=options.ema)
-    stored = open_network(source, trust=options.trust_pickle)
+    stored = _open(source, options=options)
     try:
         config = describe(
             stored.facts,
@@ -101,6 +106,9 @@ def prepare(options: argparse.Namespace) -> Conversion:
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    if options.to == "lora":
+        return _lora_conversion(stored, source, config=config, options=options)
+    config = replace(config, lora=LoraConfig())  # folded in
     state = fit(stored, config=config, expand=options.expand is not None)
     network = build_network(config.model, dtype=torch.float32, device="meta")
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -117,6 +125,25 @@ def prepare(options: argparse.Namespace) -> Conversion:
     )
 
 
+def _open(source: Path, *, options: argparse.Namespace) -> StoredNetwork:
+    """Weights as they are, or the whole network of a LoRA checkpoint."""
+    own = own_config_file(source)
+    if not holds_adapters(source) or own is None:
+        return open_network(source, trust=options.trust_pickle)
+    return open_merged(source, config=load_config([str(own), *options.base], options.settings))
+
+
+def _lora_conversion(
+    stored: StoredNetwork, source: Path, *, config: Config, options: argparse.Namespace
+) -> Conversion:
+    if not holds_adapters(source):
+        raise ValueError(f"{source}: expected a LoRA run or one of its checkpoints for --to lora")
+    state = read_safetensors(source)
+    if options.dtype is not None:
+        state = {key: cast(key, value, DTYPES[options.dtype]) for key, value in state.items()}
+    return Conversion(config=config, stored=stored, state=state, sat_codec=None, trust=False)
+
+
 def write(conversion: Conversion, folder: Path, *, form: str) -> list[str]:
     """Write the result; the folder is whole or not there.
 
@@ -128,7 +155,12 @@ def write(conversion: Conversion, folder: Path, *, form: str) -> list[str]:
         ValueError: A tensor cannot be read, or does not fit its new dtype; names it.
     """
     staging = partial_of(folder)
-    writers = {"sat": _write_sat, "diffusers": _write_diffusers, "udpdiff": _write_udpdiff}
+    writers = {
+        "sat": _write_sat,
+        "diffusers": _write_diffusers,
+        "udpdiff": _write_udpdiff,
+        "lora": _write_lora,
+    }
     try:
         staging.mkdir(parents=True)
         notes = writers[form](conversion, staging, folder)
@@ -202,6 +234,18 @@ def _write_sat(conversion: Conversion, staging: Path, folder: Path) -> list[str]
         return [f"{SAT_CODEC_FILE} missing: {codec.name} is not on this machine"]
     codec_to_sat_file(Path(codec.name) / codec.subfolder, staging / SAT_CODEC_FILE)
     return []
+
+
+def _write_lora(conversion: Conversion, staging: Path, folder: Path) -> list[str]:
+    config = conversion.config
+    written = write_lora(staging, read_all(conversion.state), lora=config.lora, model=config.model)
+    save_config(config, staging / CONFIG_FILE)
+    if written == [staging / LORA_FILE]:
+        return []
+    return [
+        f"{DENSE_FILE} holds what was trained as a whole; diffusers' loader of adapters does not "
+        "read it: transformer.load_state_dict(..., strict=False) does"
+    ]
 
 
 def _with_codec(config: Config, folder: Path) -> Config:
@@ -280,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("src", metavar="SRC", help="run, checkpoint, file, folder, hub id, `tiny`")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder to write")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings on top")
-    parser.add_argument("--to", required=True, choices=("sat", "diffusers", "udpdiff"))
+    parser.add_argument("--to", required=True, choices=("sat", "diffusers", "udpdiff", "lora"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: as they are stored")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights")
     parser.add_argument(

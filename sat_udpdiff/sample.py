@@ -138,10 +138,10 @@ def load_network(weights: Path, *, config: Config, device: torch.device) -> "UDP
     """The network with weights that `find_weights` found, frozen."""
     # SAT takes seconds to import; a request that cannot be met is refused without it.
     from sat_udpdiff.model.transformer import build_network
-    from sat_udpdiff.weights.load import load_network_weights
+    from sat_udpdiff.weights.adapted import load_weights
 
     network = build_network(config.model, dtype=DTYPES[config.train.precision], device=device)
-    load_network_weights(network, config, weights=str(weights), expand=False)
+    load_weights(network, config, weights=str(weights), expand=False)
     return network.eval().requires_grad_(False)
 
 

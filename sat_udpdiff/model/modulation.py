@@ -62,7 +62,8 @@ class _GatedResidual(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, update: Tensor, gates: Tensor, text_length: int) -> Tensor:
-        ctx.save_for_backward(update, gates)
+        # Frozen gates (LoRA) need no gradient, and then the update is not needed again.
+        ctx.save_for_backward(update if ctx.needs_input_grad[2] else None, gates)
         ctx.runs = (slice(text_length), slice(text_length, None))
         out = torch.empty_like(x)
         for run, gate in zip(ctx.runs, gates, strict=True):
@@ -73,11 +74,12 @@ class _GatedResidual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         update, gates = ctx.saved_tensors
-        grad_update = torch.empty_like(update)
-        grad_gates = torch.empty_like(gates)
-        for run, gate, grad_gate in zip(ctx.runs, gates, grad_gates, strict=True):
-            # grad_update is scratch for the gate's gradient before it takes its own value.
-            product = torch.mul(grad[:, run], update[:, run], out=grad_update[:, run])
-            torch.sum(product, dim=1, keepdim=True, out=grad_gate)
+        grad_update = torch.empty_like(grad)
+        grad_gates = None if update is None else torch.empty_like(gates)
+        for group, (run, gate) in enumerate(zip(ctx.runs, gates, strict=True)):
+            if grad_gates is not None:
+                # grad_update is scratch for the gate's gradient before it takes its own value.
+                product = torch.mul(grad[:, run], update[:, run], out=grad_update[:, run])
+                torch.sum(product, dim=1, keepdim=True, out=grad_gates[group])
             torch.mul(grad[:, run], gate, out=grad_update[:, run])
         return grad, grad_update, grad_gates, None

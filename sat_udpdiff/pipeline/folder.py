@@ -8,19 +8,18 @@ frozen networks that are in no form to be copied.
 """
 
 import json
-from collections.abc import Mapping
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from sat_udpdiff.config import Config
 from sat_udpdiff.diffusion.schedule import BETA_FIRST, BETA_LAST
 from sat_udpdiff.pipeline.frozen import copy_frozen, tokenizer_class
 from sat_udpdiff.pipeline.settings import PIPELINE_KEYS
 from sat_udpdiff.weights.find import DIFFUSERS_STEM
+from sat_udpdiff.weights.stored import State
+from sat_udpdiff.weights.write import write_sharded
 
 __all__ = [
     "copy_frozen",
@@ -33,20 +32,16 @@ __all__ = [
 ]
 
 _SCHEDULERS = {"dpmpp_2m_sde": "CogVideoXDPMScheduler", "ddim": "CogVideoXDDIMScheduler"}
-_LARGEST_FILE = "10GB"
-"""Weights are cut into files of this size, as diffusers does."""
 
 
-def save_folder(
-    folder: Path, *, config: Config, state: Mapping[str, Tensor] | None = None
-) -> list[str]:
+def save_folder(folder: Path, *, config: Config, state: State | None = None) -> list[str]:
     """Write a whole folder.
 
     Args:
         folder: Where to; made if need be.
         config: Of the network; its codec and text encoder are copied from where they lie.
-        state: Weights with diffusers' names (`weights.key_map`), which are not checked here; None
-            leaves `transformer/` as it is, for a caller that writes the tensors itself.
+        state: Weights as `weights.key_map.to_diffusers` makes them, not checked here; None leaves
+            `transformer/` as it is, for a caller that writes the tensors itself.
 
     Returns:
         What is missing or differs, a line each; [] = complete.
@@ -57,14 +52,7 @@ def save_folder(
     folder.mkdir(parents=True, exist_ok=True)
     write_configs(folder, config=config)
     if state is not None:
-        from huggingface_hub import save_torch_state_dict
-
-        save_torch_state_dict(
-            {key: value.contiguous() for key, value in state.items()},
-            folder / "transformer",
-            filename_pattern=f"{DIFFUSERS_STEM}{{suffix}}.safetensors",
-            max_shard_size=_LARGEST_FILE,
-        )
+        write_sharded(folder / "transformer", state, stem=DIFFUSERS_STEM)
     return [*notes(config), *copy_frozen(config, folder)]
 
 
@@ -117,7 +105,7 @@ def model_index(config: Config) -> dict[str, Any]:
 
 
 def scheduler_config(config: Config) -> dict[str, Any]:
-    """scheduler/scheduler_config.json of diffusers' CogVideoX schedulers."""
+    """scheduler/scheduler_config.json, for the schedule that the network was trained with."""
     return {
         **_head(_SCHEDULERS[config.sample.sampler]),
         "beta_start": BETA_FIRST,

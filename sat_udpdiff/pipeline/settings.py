@@ -5,20 +5,10 @@ has no place for is an argument of the pipeline, kept in model_index.json under 
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from sat_udpdiff.config import (
-    ColormapConfig,
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    ModelConfig,
-    SampleConfig,
-    TextEncoderConfig,
-    VideoCodecConfig,
-)
-from sat_udpdiff.config_io import setting_types, validate
-from sat_udpdiff.config_values import hint
+from sat_udpdiff.config import Config
+from sat_udpdiff.config_io import config_of
 
 PIPELINE_KEYS = {
     "num_inference_steps": "sample.num_steps",
@@ -30,7 +20,7 @@ PIPELINE_KEYS = {
     "depth_inverse": "colormap.depth_inverse",
     "fps": "data.fps",
 }
-"""Arguments of UDPDiffPipeline, kept in model_index.json -> settings that they stand for."""
+"""Arguments of the pipeline -> settings that they stand for."""
 
 
 def settings_of(
@@ -45,66 +35,47 @@ def settings_of(
     Raises:
         ValueError: Values that are impossible, or that do not go together; names the key.
     """
-    for name, key in PIPELINE_KEYS.items():
-        options = get_args(setting_types()[key])
-        if options and pipeline[name] not in options:
-            raise ValueError(
-                f"model_index.json: {name}: expected one of {', '.join(options)}"
-                f"{hint(str(pipeline[name]), options)}, got {pipeline[name]!r}"
-            )
-    compression = 2 ** (len(vae["block_out_channels"]) - 1)
-    temporal, tasks = int(vae["temporal_compression_ratio"]), tuple(transformer["tasks"])
-    config = Config(
-        model=_model(transformer, latent_channels=int(vae["latent_channels"])),
-        codec=VideoCodecConfig(
-            scale_factor=float(vae["scaling_factor"]),
-            spatial_compression=compression,
-            temporal_compression=temporal,
-        ),
-        text=TextEncoderConfig(unconditional=pipeline["unconditional"]),
-        diffusion=DiffusionConfig(num_train_timesteps=num_train_timesteps),
-        colormap=ColormapConfig(
-            segmentation=pipeline["segmentation"],
-            location_grid=pipeline["location_grid"],
-            depth_inverse=pipeline["depth_inverse"],
-        ),
-        data=DataConfig(
-            num_frames=transformer["sample_frames"],
-            height=transformer["sample_height"] * compression,
-            width=transformer["sample_width"] * compression,
-            fps=pipeline["fps"],
-            tasks=tasks,
-            task_weights=(1 / len(tasks),) * len(tasks),
-        ),
-        sample=SampleConfig(
-            num_steps=pipeline["num_inference_steps"],
-            guidance=pipeline["guidance"],
-            guidance_scale=pipeline["guidance_scale"],
-        ),
-    )
-    validate(config)
-    return config
+    values = {key: pipeline[name] for name, key in PIPELINE_KEYS.items()}
+    values |= _codec(vae) | _network(transformer, latent_channels=vae["latent_channels"])
+    compression, tasks = values["codec.spatial_compression"], list(transformer["tasks"])
+    values |= {
+        "diffusion.num_train_timesteps": num_train_timesteps,
+        "data.num_frames": transformer["sample_frames"],
+        "data.height": transformer["sample_height"] * compression,
+        "data.width": transformer["sample_width"] * compression,
+        "data.tasks": tasks,
+        "data.task_weights": [1 / max(1, len(tasks))] * len(tasks),
+    }
+    return config_of(values, source="the configs of the diffusers folder")
 
 
-def _model(transformer: Mapping[str, Any], *, latent_channels: int) -> ModelConfig:
-    channels = transformer["in_channels"]
+def _codec(vae: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "codec.scale_factor": vae["scaling_factor"],
+        "codec.spatial_compression": 2 ** (len(vae["block_out_channels"]) - 1),
+        "codec.temporal_compression": int(vae["temporal_compression_ratio"]),
+    }
+
+
+def _network(transformer: Mapping[str, Any], *, latent_channels: int) -> dict[str, Any]:
+    channels, heads = transformer["in_channels"], transformer["num_attention_heads"]
     if channels % latent_channels:
         raise ValueError(
             f"in_channels: expected a multiple of the codec's {latent_channels}, got {channels}"
         )
-    heads = transformer["num_attention_heads"]
-    return ModelConfig(
-        num_layers=transformer["num_layers"],
-        hidden_size=heads * transformer["attention_head_dim"],
-        num_heads=heads,
-        time_embed_dim=transformer["time_embed_dim"],
-        patch_size=transformer["patch_size"],
-        patch_size_t=transformer["patch_size_t"] or 1,
-        latent_channels=latent_channels,
-        dense_groups=channels // latent_channels - 1,
-        text_dim=transformer["text_embed_dim"],
-        text_length=transformer["max_text_seq_length"],
-        positions="rotary" if transformer["use_rotary_positional_embeddings"] else "sincos",
-        spatial_interpolation=transformer["spatial_interpolation_scale"],
-        task_signal=transformer["task_signal"],
-    )
+    is_rotary = transformer["use_rotary_positional_embeddings"]
+    return {
+        "model.num_layers": transformer["num_layers"],
+        "model.hidden_size": heads * transformer["attention_head_dim"],
+        "model.num_heads": heads,
+        "model.time_embed_dim": transformer["time_embed_dim"],
+        "model.patch_size": transformer["patch_size"],
+        "model.patch_size_t": transformer["patch_size_t"] or 1,
+        "model.latent_channels": latent_channels,
+        "model.dense_groups": channels // latent_channels - 1,
+        "model.text_dim": transformer["text_embed_dim"],
+        "model.text_length": transformer["max_text_seq_length"],
+        "model.positions": "rotary" if is_rotary else "sincos",
+        "model.spatial_interpolation": transformer["spatial_interpolation_scale"],
+        "model.task_signal": transformer["task_signal"],
+    }

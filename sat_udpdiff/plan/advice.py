@@ -63,6 +63,12 @@ class Change:
         )
 
 
+_ADAPTERS = Change(
+    settings=(("lora.rank", 64), ("optimizer.lr", 1e-4)),
+    price="trains adapters in place of all weights",
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What a plan says of a situation."""
@@ -107,8 +113,8 @@ def examine(situation: Situation, *, change: tuple[Change, ...] = ()) -> Outcome
 def ways_to_fit(current: Outcome) -> list[Outcome]:
     """Changes after which the run fits, the cheapest in time first.
 
-    Single changes where one is enough, else the fewest that are enough together; [] where all of
-    them are not.
+    Single changes where one is enough, else the fewest that are enough together; where all of them
+    are not, these with LoRA, which is another method; [] where nothing helps.
     """
     tried = _try_all(current, _savings(current.situation))
     enough = current.memory.total - _LEAST_BYTES
@@ -117,7 +123,10 @@ def ways_to_fit(current: Outcome) -> list[Outcome]:
     helpful.sort(key=lambda outcome: (outcome.work, bool(outcome.price)))
     alone = [outcome for outcome in helpful if outcome.fits]
     if not alone:
-        together = _combine(current, [outcome.change[0] for outcome in helpful])
+        changes = [outcome.change[0] for outcome in helpful]
+        together = _combine(current, changes)
+        if together is None and not current.situation.config.lora.rank:
+            together = _combine(current, [_ADAPTERS, *changes])
         return [together] if together is not None else []
     weakest: dict[frozenset[str], Outcome] = {}
     for outcome in tried:  # in which weaker changes come before stronger ones

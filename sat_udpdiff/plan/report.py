@@ -211,8 +211,9 @@ def _advice(outcome: Outcome) -> str:
     found = ways_to_fit(outcome)
     if not found:
         return (
-            "no setting known to this program makes it fit, nor all of them together; a smaller "
-            "clip (data.num_frames, height, width), a smaller family, or GPUs with more memory"
+            "no setting known to this program makes it fit, nor do all of them together: it takes "
+            "a smaller clip (data.num_frames, data.height, data.width), a smaller family, or GPUs "
+            "with more memory"
         )
     if len(found[0].change) > 1:
         title = "no single change is enough; together these are"

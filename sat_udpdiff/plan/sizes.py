@@ -13,10 +13,11 @@ from data_loaders.order import sizes_of
 from data_loaders.shard_files import is_address
 from data_loaders.shard_format import CLIPS
 from data_loaders.shards import ShardIndex
-from sat_udpdiff.config import Config, ModelConfig
+from sat_udpdiff.config import Config, LoraConfig, ModelConfig
 from sat_udpdiff.encoders.latents import latent_size
-from sat_udpdiff.model.accounting import forward_flops
+from sat_udpdiff.model.accounting import backward_flops, forward_flops
 from sat_udpdiff.model.dense_channels import total_channels
+from sat_udpdiff.model.low_rank import add_adapters
 from sat_udpdiff.model.patches import token_grid
 from sat_udpdiff.model.transformer import build_network
 
@@ -48,6 +49,8 @@ class Sizes:
     trained_parameters: int
     forward_flops: float
     """Of the network for one sample, a multiply-add counted as two."""
+    backward_flops: float
+    """Twice as many; less where weights are frozen (LoRA)."""
     sample_flops: float
     """Forward, backward and recomputed layers for one sample."""
     network_bytes: int
@@ -66,9 +69,10 @@ def derive_sizes(config: Config) -> Sizes:
     config = with_largest_clip(config)
     latent = _latent_shape(config)
     parameters = count_parameters(config)
-    forward = float(forward_flops(config.model, latent[0], latent[2], latent[3]))
-    # The backward pass costs two forwards, and each recomputed layer one more of its own.
-    passes = 3 + RECOMPUTED_SHARE[config.model.activation_checkpointing]
+    shape = (latent[0], latent[2], latent[3])
+    forward = float(forward_flops(config.model, *shape, lora=config.lora))
+    backward = float(backward_flops(config.model, *shape, lora=config.lora))
+    recomputed = RECOMPUTED_SHARE[config.model.activation_checkpointing]
     return Sizes(
         latent=latent,
         text_tokens=config.model.text_length,
@@ -76,7 +80,8 @@ def derive_sizes(config: Config) -> Sizes:
         parameters=parameters.total,
         trained_parameters=parameters.trained,
         forward_flops=forward,
-        sample_flops=passes * forward,
+        backward_flops=backward,
+        sample_flops=forward + backward + recomputed * forward,
         network_bytes=4 * parameters.trained,
         # fp32: the weights, the two moments of AdamW, and the average where there is one.
         checkpoint_bytes=(12 + 4 * config.ema.enabled) * parameters.trained,
@@ -89,12 +94,14 @@ def count_parameters(config: Config) -> Parameters:
     The one place that decides what is trained: a network whose weights are frozen here has no
     gradients, optimizer states, averages and files of them anywhere in a plan.
     """
-    return _count_parameters(config.model)
+    return _count_parameters(config.model, config.lora)
 
 
 @lru_cache(maxsize=64)
-def _count_parameters(model: ModelConfig) -> Parameters:
+def _count_parameters(model: ModelConfig, lora: LoraConfig) -> Parameters:
     network = build_network(model, dtype=torch.float32, device=torch.device("meta"))
+    if lora.rank:
+        add_adapters(network, lora, seed=0)
     weights = list(network.parameters())
     return Parameters(
         total=sum(weight.numel() for weight in weights),

@@ -18,7 +18,7 @@ class Work:
 
     forward: float
     backward: float
-    """Twice the forward."""
+    """Twice the forward; less where weights are frozen."""
     recomputed: float
     """Layers whose activations were dropped."""
     attention: float
@@ -82,7 +82,7 @@ def _of_sizes(config: Config) -> list[tuple[Work, float]]:
         recomputed = recomputed_layers(model) / model.num_layers
         work = Work(
             forward=forward,
-            backward=2 * forward,
+            backward=sizes.backward_flops,
             recomputed=recomputed * forward,
             attention=2.0 * sizes.tokens**2 * model.hidden_size * model.num_layers,
             encoding=frozen_cost(single, sizes=sizes).flops_per_sample,

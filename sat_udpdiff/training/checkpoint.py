@@ -11,6 +11,8 @@
 A folder is written under another name, flushed to disk and renamed; `latest` moves last. Nothing is
 pickled. Every tensor is whole and named, so a run may resume on another number of ranks or another
 ZeRO stage. Each kind of tensor is gathered to and written by a rank of its own.
+
+With LoRA the files hold what is trained, and in their metadata a fingerprint of the rest.
 """
 
 import json
@@ -34,6 +36,7 @@ from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import MASTERS, MOMENTS
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.run_folder import (
+    BASE_FINGERPRINT,
     CHECKPOINTS,
     CONFIG_FILE,
     EMA_FILE,
@@ -55,6 +58,8 @@ _PACKAGES = ("torch", "deepspeed", "safetensors", "SwissArmyTransformer")
 @runtime_checkable
 class Tensors(Protocol):
     """What checkpoints need of `TrainEngine`, which documents it."""
+
+    base_sha256: str
 
     @property
     def num_parameters(self) -> int: ...  # noqa: D102
@@ -90,7 +95,10 @@ def save(
             mine = (kind, full) if full else mine
         with _all_or_none(staging, place=place):
             if mine is not None:
-                _write_tensors(staging / f"{mine[0]}.safetensors", mine[1], step=state.step)
+                facts = {"step": str(state.step)}
+                if engine.base_sha256:
+                    facts[BASE_FINGERPRINT] = engine.base_sha256
+                _write_tensors(staging / f"{mine[0]}.safetensors", mine[1], facts=facts)
     with _all_or_none(staging, place=place):
         if place.is_main:
             content = {
@@ -179,8 +187,8 @@ def _gather(engine: Tensors, *, kind: str, ema: EMA | None, keep: bool) -> dict[
         ema.swap(engine.masters())
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], *, step: int) -> None:
-    save_file(dict(tensors), path, metadata={"format": "pt", "step": str(step)})
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: dict[str, str]) -> None:
+    save_file(dict(tensors), path, metadata={"format": "pt", **facts})
     path.chmod(0o644)  # safetensors makes files that their owner alone may read
     _flush(path)
 

@@ -65,11 +65,15 @@ class TrainEngine:
         network: On its device, with its first weights; deepspeed casts it to the precision.
         config: Of the run.
         place: Of this rank; torch.distributed must be up.
+        base_sha256: Fingerprint of the frozen weights, for the checkpoints.
     """
 
-    def __init__(self, network: nn.Module, *, config: Config, place: Place) -> None:
+    def __init__(
+        self, network: nn.Module, *, config: Config, place: Place, base_sha256: str = ""
+    ) -> None:
         deepspeed = _import_deepspeed(place)
-        self._num_parameters = sum(p.numel() for p in network.parameters())
+        self.base_sha256 = base_sha256
+        self._num_parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
         optimizer = make_optimizer(network, config=config.optimizer)
         settings = to_deepspeed(config, world_size=place.world_size, device_type=place.device.type)
         self._engine, *_ = deepspeed.initialize(
@@ -86,8 +90,13 @@ class TrainEngine:
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers of the whole network."""
+        """Trained numbers of the whole network; frozen ones are not among them."""
         return self._num_parameters
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that deepspeed keeps masters and moments of, by name."""
+        named = self.module.named_parameters()
+        return ((name, parameter) for name, parameter in named if parameter.requires_grad)
 
     def __call__(self, latents: Tensor, **kwargs: Tensor | None) -> Tensor:
         """Forward pass through deepspeed's hooks."""
@@ -133,7 +142,7 @@ class TrainEngine:
         return list(optimizer.fp32_partitioned_groups_flat)  # ZeRO 3
 
     def gather(self, kind: str, *, keep: bool) -> dict[str, Tensor]:
-        """Full fp32 tensors by parameter name, on the CPU; every rank must call it.
+        """Full fp32 tensors by name of each trained parameter, on the CPU; every rank must call it.
 
         Args:
             kind: MASTERS or one of MOMENTS.
@@ -143,7 +152,7 @@ class TrainEngine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         kept: dict[str, Tensor] = {}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             if kind == MASTERS:
                 full = safe_get_full_fp32_param(parameter)
             else:
@@ -164,7 +173,7 @@ class TrainEngine:
         """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             value = tensors[name].to(parameter.device)
             if kind == MASTERS:
                 safe_set_full_fp32_param(parameter, value)

@@ -13,17 +13,18 @@ from sat_udpdiff.config_io import load_config, setting_types
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
+from sat_udpdiff.model.low_rank import add_adapters
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.state import TrainState
-from sat_udpdiff.weights.load import check_start, load_network_weights
+from sat_udpdiff.weights.adapted import LoadedWeights, check_start, load_weights
 from sat_udpdiff.weights.run_folder import CONFIG_FILE, Checkpoint, CheckpointError, find_latest
 
 # What may not change between a checkpoint and the run that goes on from it: the weights would not
 # fit, or would have been trained on two different things.
-_FIXED = ("model", "diffusion", "seed")
+_FIXED = ("model", "diffusion", "lora", "seed")
 # What may change without a word.
 _FREE = ("run", "log", "checkpoint", "validation", "sample", "model.activation_checkpointing")
 
@@ -93,10 +94,10 @@ def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | Non
     dtype = DTYPES[config.train.precision]
     network = build_network(config.model, dtype=dtype, device=place.device)
     weights = str(resume_point.folder) if resume_point else None
-    source = _load_once(network, config=config, weights=weights, place=place)
+    loaded = _load_once(network, config=config, weights=weights, place=place)
     if place.is_main and resume_point is None:
-        _say(f"weights: {source}")
-    return TrainEngine(network, config=config, place=place)
+        _say(f"weights: {loaded.source}")
+    return TrainEngine(network, config=config, place=place, base_sha256=loaded.base_sha256)
 
 
 def check_weights(config: Config, *, place: Place, resume_point: Checkpoint | None) -> None:
@@ -111,15 +112,17 @@ def check_weights(config: Config, *, place: Place, resume_point: Checkpoint | No
 
 def _load_once(
     network: UDPDiffTransformer, *, config: Config, weights: str | None, place: Place
-) -> str:
+) -> LoadedWeights:
     """Read the weights on the first rank alone and send them to the others.
 
     The disk is read once whatever the number of ranks, and no rank but the first has a file open.
     """
-    source = _on_first(lambda: load_network_weights(network, config, weights=weights), place=place)
+    loaded = _on_first(lambda: load_weights(network, config, weights=weights), place=place)
+    if config.lora.rank and not place.is_main:
+        add_adapters(network, config.lora, seed=config.seed)  # to be filled, as the others
     for parameter in network.parameters():
         ranks.send_from_first(parameter.data, place=place)
-    return source
+    return loaded
 
 
 def _on_first(do: Callable[[], Any], *, place: Place) -> Any:

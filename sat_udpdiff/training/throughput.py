@@ -8,7 +8,7 @@ import torch
 from data_loaders.order import sizes_of
 from sat_udpdiff.config import Config
 from sat_udpdiff.encoders.latents import latent_size
-from sat_udpdiff.model.accounting import forward_flops
+from sat_udpdiff.model.accounting import backward_flops, forward_flops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ GPUS: Mapping[str, GPU] = {
 
 
 def flops_per_sample(config: Config) -> float:
-    """FLOPs of training on one sample: a forward, and a backward of twice its cost.
+    """FLOPs of training on one sample: a forward, and a backward of twice its cost (LoRA: less).
 
     Recomputed activations and the frozen encoders are not counted, as MFU wants it. With buckets
     it is the mean over samples.
@@ -51,8 +51,10 @@ def flops_per_sample(config: Config) -> float:
         size = latent_size(
             config.codec, num_frames=clip.num_frames, height=clip.height, width=clip.width
         )
-        total += share * forward_flops(config.model, size.frames, size.height, size.width)
-    return 3.0 * total
+        for flops in (forward_flops, backward_flops):
+            shape = (size.frames, size.height, size.width)
+            total += share * flops(config.model, *shape, lora=config.lora)
+    return total
 
 
 def peak_flops(device: torch.device, *, precision: str) -> float | None:

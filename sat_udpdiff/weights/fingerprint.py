@@ -1,16 +1,25 @@
-"""One number for all weights of a network, to tell later which ones made a result."""
+"""One number for many weights, to tell later which ones made a result."""
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 (hexadecimal) over name, dtype, shape and bytes of every tensor, in order of name."""
+    return fingerprint_of(module.state_dict().items())
+
+
+def fingerprint_of(
+    tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype | None = None
+) -> str:
+    """The same over some tensors by name; with `dtype` as they are when cast to it."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        seen = tensor.detach().to(dtype or tensor.dtype)
+        digest.update(f"{name} {seen.dtype} {tuple(seen.shape)}\n".encode())
+        flat = seen.cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

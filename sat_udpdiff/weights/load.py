@@ -120,6 +120,12 @@ def check_shapes(
     Raises:
         ValueError: Names every missing, unexpected and mis-shaped key.
     """
+    if problems := differences(state, expected=expected):
+        raise ValueError(f"{stored.source}: not the weights of this network: {'; '.join(problems)}")
+
+
+def differences(state: State, *, expected: dict[str, tuple[int, ...]]) -> list[str]:
+    """Every missing, unexpected and mis-shaped key, in one phrase per kind; [] where all fit."""
     found = {name: value.shape for name, value in state.items()}
     problems = listed("missing", sorted(expected.keys() - found.keys()))
     problems += listed("unexpected", sorted(found.keys() - expected.keys()))
@@ -127,6 +133,4 @@ def check_shapes(
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
             wrong.setdefault(f"expected {expected[name]}, got {found[name]}", []).append(name)
-    problems += [f"{listed('mis-shaped', names)[0]} ({how})" for how, names in wrong.items()]
-    if problems:
-        raise ValueError(f"{stored.source}: not the weights of this network: {'; '.join(problems)}")
+    return problems + [f"{listed('mis-shaped', those)[0]} ({how})" for how, those in wrong.items()]

@@ -21,6 +21,8 @@ STATE_FILE = "state.json"
 LATEST = "latest"
 STEP_PREFIX = "step_"
 FORMAT_VERSION = 1
+BASE_FINGERPRINT = "base_sha256"
+"""Entry in the metadata of a LoRA checkpoint's files: which weights were frozen beside it."""
 
 
 class CheckpointError(ValueError):

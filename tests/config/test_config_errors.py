@@ -78,7 +78,21 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("model.dense_groups=2", "expected 0 (RGB alone) or 1"),
         ("model.patch_size_t=0", "expected 1 (CogVideoX 1.0) or 2 (1.5), got 0"),
         ("model.patch_size_t=4", "expected 1 (CogVideoX 1.0) or 2 (1.5), got 4"),
+        ("lora.rank=-1", "lora.rank: expected at least 0, got -1"),
+        (
+            "lora.rank=3073",
+            "lora.rank: expected at most model.hidden_size=3072, the full rank, got",
+        ),
+        ("lora.alpha=0", "lora.alpha: expected a value above 0, or null, got 0.0"),
+        ("lora.targets=[]", "lora.targets: expected one or more of to_q, to_k, to_v, to_out.0, ff"),
+        ("lora.targets=[to_q, to_q]", "expected one or more of to_q, to_k, to_v, to_out.0, ff.net"),
+        (
+            "lora.targets=[to_out]",
+            "lora.targets[0]: expected one of to_q, to_k, to_v, to_out.0, ff",
+        ),
+        ("lora.weights=", "lora.weights: expected a LoRA file, its folder, or null, got ''"),
         # settings that do not go together
+        ("lora.weights=FILE", "lora.weights: expected null with lora.rank=0; set lora.rank to the"),
         ("data.num_frames=48", "data.num_frames: expected 4k + 1 frames (nearest: 45, 49), got 48"),
         ("data.height=470", "expected a multiple of 16 pixels (nearest: 464, 480), got 470"),
         ("data.width=9", "expected a multiple of 16 pixels (nearest: 16), got 9"),

@@ -14,8 +14,8 @@ from data_loaders.decode import encode_rgb
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
-    "SHARDS", "OWN_SHARDS", "LATENTS", "VIDEOS", "RUN", "OWN_RUN", "CACHED_RUN", "SAMPLES",
-    "captions.jsonl", "page.html",
+    "SHARDS", "OWN_SHARDS", "LATENTS", "VIDEOS", "RUN", "OWN_RUN", "CACHED_RUN", "LORA_RUN",
+    "LORA", "SAMPLES", "captions.jsonl", "page.html",
 )  # fmt: skip
 # What a command gets besides, so that it ends soon; later words win.
 SHORTER = {
@@ -59,7 +59,7 @@ def test_every_command_of_the_readme_works(tmp_path):
     captions = [{"path": f"{name}.mp4", "caption": "squares"} for name in ("one", "two")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)) + "\n")
     shown = commands()
-    assert len(shown) == 10
+    assert len(shown) == 12
     for words in shown:
         ready = prepared(words, tmp_path)
         done = subprocess.run(
@@ -67,4 +67,5 @@ def test_every_command_of_the_readme_works(tmp_path):
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
     assert "<video" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "LORA" / "pytorch_lora_weights.safetensors").is_file()
     assert list((tmp_path / "SAMPLES").glob("*/side_by_side.mp4"))

@@ -66,6 +66,17 @@ def test_gated_residual_takes_an_expanded_gradient():
     torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 
+def test_gated_residual_keeps_no_update_for_frozen_gates():
+    """LoRA freezes them; the update is as large as the tokens."""
+    x, update = (draw(2, TEXT + VIDEO, SIZE, seed=seed) for seed in (1, 2))
+    gate = draw(2, SIZE, seed=3).detach()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        out = gated_residual(x, update=update, text_gate=gate, video_gate=-gate, text_length=TEXT)
+    assert max(tensor.numel() for tensor in kept) < update.numel()
+    compare(out, x + per_token(gate, -gate) * update, [x, update])
+
+
 def test_nothing_but_the_inputs_is_kept_for_the_backward_pass():
     """The normed tokens are as large as the input; keeping them costs a tenth of a block."""
     norm = nn.LayerNorm(SIZE, dtype=torch.float64)

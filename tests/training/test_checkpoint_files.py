@@ -26,6 +26,7 @@ class FlatEngine:
     """Two named parameters in one flat master, as ZeRO keeps them."""
 
     num_parameters = 10
+    base_sha256 = ""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

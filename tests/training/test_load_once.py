@@ -1,18 +1,23 @@
 """The first rank reads the weights; the others receive them, or its reason for stopping."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from sat_udpdiff.config import Config, ModelConfig
+from sat_udpdiff.config import Config, LoraConfig, ModelConfig
 from sat_udpdiff.distributed import Place
+from sat_udpdiff.model.low_rank import is_adapter
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.training import ranks, setup
+from sat_udpdiff.weights.adapted import LoadedWeights
 
 CONFIG = Config(
     model=ModelConfig(
         family="tiny", num_layers=1, hidden_size=32, num_heads=2, time_embed_dim=8, text_dim=8
     )
 )
+LOADED = LoadedWeights(source="FILE")
 
 
 @pytest.fixture
@@ -40,17 +45,17 @@ def sent(monkeypatch):
     return seen
 
 
-def load(network, rank):
-    return setup._load_once(network, config=CONFIG, weights="W", place=place(rank))
+def load(network, rank, config=CONFIG):
+    return setup._load_once(network, config=config, weights="W", place=place(rank))
 
 
 def test_other_ranks_never_touch_the_disk(monkeypatch, sent, network):
     def touch(*_, **__):
         raise AssertionError("rank 1 read the weights")
 
-    monkeypatch.setattr(setup, "load_network_weights", touch)
-    monkeypatch.setattr(ranks, "gather", lambda value, place: [("FILE", None), value])
-    assert load(network, 1) == "FILE"
+    monkeypatch.setattr(setup, "load_weights", touch)
+    monkeypatch.setattr(ranks, "gather", lambda value, place: [(LOADED, None), value])
+    assert load(network, 1) == LOADED
     assert all((parameter == 7).all() for parameter in network.parameters())
 
 
@@ -58,13 +63,25 @@ def test_the_first_rank_reads_and_sends_every_weight(monkeypatch, sent, network)
     def read(network, config, *, weights):
         assert weights == "W"
         torch.nn.init.ones_(next(network.parameters()))
-        return "FILE"
+        return LOADED
 
-    monkeypatch.setattr(setup, "load_network_weights", read)
+    monkeypatch.setattr(setup, "load_weights", read)
     monkeypatch.setattr(ranks, "gather", lambda value, place: [value, (None, None)])
-    assert load(network, 0) == "FILE"
+    assert load(network, 0) == LOADED
     assert [tensor.data_ptr() for tensor in sent] == [p.data_ptr() for p in network.parameters()]
     assert (sent[0] == 1).all()
+
+
+def test_other_ranks_have_adapters_to_receive(monkeypatch, sent, network):
+    config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=4))
+    monkeypatch.setattr(ranks, "gather", lambda value, place: [(LOADED, None), value])
+    load(network, 1, config)
+    received = {name for name, value in network.state_dict().items() if (value == 7).all()}
+    assert received == network.state_dict().keys()
+    adapters = {name for name in received if is_adapter(name)}
+    assert len(adapters) == 8
+    trained = {name for name, value in network.named_parameters() if value.requires_grad}
+    assert adapters < trained < received
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -74,7 +91,7 @@ def test_what_stops_the_first_rank_stops_all_before_anything_is_sent(
     def fail(*_, **__):
         raise ValueError("FILE: damaged")
 
-    monkeypatch.setattr(setup, "load_network_weights", fail)
+    monkeypatch.setattr(setup, "load_weights", fail)
     outcomes = [(None, "FILE: damaged"), (None, None)]
     monkeypatch.setattr(ranks, "gather", lambda value, place: outcomes)
     with pytest.raises(ValueError, match="FILE: damaged"):

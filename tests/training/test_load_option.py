@@ -1,6 +1,7 @@
 """`train.py --load`: one place for the network, the codec and the text encoder."""
 
 import pytest
+import yaml
 
 from sat_udpdiff import train
 from tests.weights.synthetic_release import ROOT
@@ -17,8 +18,8 @@ def frozen(folder, *names):
 
 def config_of(capsys, *words):
     assert train.main([*map(str, words), *BASE, "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    return [line.strip() for line in lines if line.strip().startswith(("weights:", "subfolder:"))]
+    resolved = capsys.readouterr().out.split("# resolved configuration\n")[1].split("\n# ")[0]
+    return yaml.safe_load(resolved)
 
 
 def test_a_release_of_diffusers_brings_codec_and_text_encoder(tmp_path):
@@ -43,7 +44,9 @@ def test_a_release_of_sat_brings_its_text_encoder(tmp_path):
 def test_what_the_user_sets_wins(tmp_path, capsys):
     folder = frozen(tmp_path / "dif", "vae")
     found = config_of(capsys, "codec.weights=tiny", "codec.subfolder=null", "--load", folder)
-    assert found == [f"weights: {folder}", "weights: tiny", "subfolder: null", "weights: tiny"]
+    assert found["init"]["weights"] == str(folder)
+    assert (found["codec"]["weights"], found["codec"]["subfolder"]) == ("tiny", None)
+    assert found["text"]["weights"] == "tiny"
 
 
 @pytest.mark.parametrize("words", [(), ("init.weights=tiny",)])

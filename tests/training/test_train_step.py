@@ -101,11 +101,12 @@ def test_norms_biases_and_the_task_table_do_not_decay(make_trainer):
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
 
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize(
     ("stage", "precision"), [(2, "fp32"), (2, "bf16"), (1, "bf16"), (3, "fp32"), (3, "bf16")]
 )
-def test_a_restored_engine_goes_on_bit_for_bit(stage, precision, make_trainer):
-    overrides = (f"train.zero_stage={stage}", f"train.precision={precision}")
+def test_a_restored_engine_goes_on_bit_for_bit(stage, precision, rank, make_trainer):
+    overrides = (f"train.zero_stage={stage}", f"train.precision={precision}", f"lora.rank={rank}")
     trainer = make_trainer(*overrides)
     for _ in range(2):
         train_step(trainer, data(trainer))
@@ -123,6 +124,43 @@ def test_a_restored_engine_goes_on_bit_for_bit(stage, precision, make_trainer):
     assert trainer.engine.grad_norm().equal(other.engine.grad_norm())
     for shadow, expected in zip(other.ema.shadow, trainer.ema.shadow, strict=True):
         assert shadow.equal(expected)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_lora_moves_and_keeps_what_it_trains_and_nothing_else(stage, make_trainer):
+    trainer = make_trainer("lora.rank=4", f"train.zero_stage={stage}", "optimizer.warmup_steps=0")
+    names = {n for n, p in trainer.engine.module.named_parameters() if p.requires_grad}
+    before = dict(frozen(trainer))
+    start = trainer.engine.gather(MASTERS, keep=True)
+    for _ in range(2):
+        train_step(trainer, data(trainer))
+    for kind in (MASTERS, *MOMENTS):
+        assert trainer.engine.gather(kind, keep=True).keys() == names
+    assert trainer.engine.num_parameters == sum(value.numel() for value in start.values())
+    moved = trainer.engine.gather(MASTERS, keep=True)
+    assert [name for name in names if moved[name].equal(start[name])] == []
+    assert_equal(before, dict(frozen(trainer)))
+    assert len(before) > 30
+    shadow = sum(tensor.numel() for tensor in trainer.ema.shadow)
+    # ZeRO rounds its share up to whole pieces.
+    assert shadow <= trainer.engine.num_parameters + 64
+
+
+def test_the_first_loss_of_lora_is_that_of_the_base(make_trainer):
+    whole, adapted = make_trainer(), make_trainer("lora.rank=4", "lora.alpha=32")
+    reports = [train_step(trainer, data(trainer)) for trainer in (whole, adapted)]
+    assert reports[0].measured.equal(reports[1].measured)
+    assert adapted.engine.grad_norm() < whole.engine.grad_norm()
+
+
+def frozen(trainer: Trainer):
+    """Names and values that no step may change; at stage 3 deepspeed hands them out when asked."""
+    import deepspeed
+
+    for name, parameter in trainer.engine.module.named_parameters():
+        if not parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters(parameter):
+                yield name, parameter.detach().clone()
 
 
 def spoil(monkeypatch, number: int, how):

@@ -4,8 +4,8 @@ diffusers resolves names of model_index.json among its own modules only: the pip
 `diffusers`, a component's in `diffusers.pipelines.<name>`. It imports nothing that a folder names,
 so that no folder can run code; we enter our names ourselves, and whoever imported this package can
 open our folders with `DiffusionPipeline.from_pretrained` too, from a disk or from the hub, and
-without `trust_remote_code`. (A component named by its module path, the other way that diffusers
-offers, is found on a disk but refused on the hub, and cannot be passed to `from_pretrained`.)
+without `trust_remote_code`. (diffusers also knows components by their module path; those it refuses
+to take from the hub or to be passed to `from_pretrained`.)
 """
 
 import sys

@@ -11,6 +11,7 @@ from sat_udpdiff.config import Config, Guidance, Task
 from sat_udpdiff.config_values import hint
 from sat_udpdiff.encoders.latents import LatentSize
 from sat_udpdiff.generation import check_size, check_task
+from sat_udpdiff.model.patches import extra_frames
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -135,7 +136,7 @@ def make_request(  # noqa: PLR0913 - the numbers of one call of the pipeline
         raise ValueError(
             f"guidance: expected one of {', '.join(kinds)}{hint(kind, kinds)}, got {kind}"
         )
-    extra = -size.frames % model.patch_size_t
+    extra = extra_frames(size.frames, patch_size_t=model.patch_size_t)
     channels = model.latent_channels * (1 + model.dense_groups)
     count = num_prompts * videos_per_prompt
     return Request(

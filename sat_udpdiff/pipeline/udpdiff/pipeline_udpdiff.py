@@ -7,33 +7,28 @@ prompt), positions are whole numbers at every size, and latents stay float32 bet
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders.lora_pipeline import CogVideoXLoraLoaderMixin
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from data_loaders.captions import name_task
 from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.config import TASKS, Config, Task
 from sat_udpdiff.diffusion.guidance import guidance_scale as scale_of_step
 from sat_udpdiff.diffusion.guidance import guide
-from sat_udpdiff.encoders.text import embed_captions
 from sat_udpdiff.encoders.vae import decode_latents, enable_tiling, spatial_compression
 from sat_udpdiff.generation import check_task, decode_dense
 from sat_udpdiff.pipeline.settings import settings_of
+from sat_udpdiff.pipeline.udpdiff.callbacks import Callback, SamplingState, StepCallback
 from sat_udpdiff.pipeline.udpdiff.inputs import (
     Request,
     TextInputs,
@@ -43,39 +38,10 @@ from sat_udpdiff.pipeline.udpdiff.inputs import (
     make_request,
 )
 from sat_udpdiff.pipeline.udpdiff.output import Frames, UDPDiffPipelineOutput
+from sat_udpdiff.pipeline.udpdiff.prompts import embed_branches
 from sat_udpdiff.pipeline.udpdiff.transformer import UDPDiffTransformer3DModel
 
-Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 Generators = torch.Generator | list[torch.Generator] | None
-logger = logging.get_logger(__name__)
-
-
-@dataclass
-class _State:
-    """What a callback may see and change between two steps."""
-
-    latents: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor
-
-
-class _Callback:
-    """What the caller wants to be told after each step, and of which tensors."""
-
-    def __init__(self, call: Callback | None, names: list[str] | None) -> None:
-        self.call = call
-        self.names = ["latents"] if names is None else list(names)
-        if isinstance(call, PipelineCallback | MultiPipelineCallbacks):
-            self.names = list(call.tensor_inputs)
-
-    def __call__(self, pipeline: Any, state: _State, *, step: int, timestep: Tensor) -> None:
-        """Show the tensors, and take those that come back."""
-        if self.call is None:
-            return
-        shown = {name: getattr(state, name) for name in self.names}
-        changed = self.call(pipeline, step, timestep, shown)
-        for field in fields(state):
-            setattr(state, field.name, changed.get(field.name, getattr(state, field.name)))
 
 
 class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
@@ -267,7 +233,7 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             guidance=chosen_guidance(guidance, use_dynamic_cfg=use_dynamic_cfg),
             guidance_scale=guidance_scale,
         )
-        tell = _Callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        tell = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_output(output_type, tensor_inputs=tell.names, known=self._callback_tensor_inputs)
         check_latents(latents, shape=request.latent_shape, generator=generator)
         self._start(request, attention_kwargs=attention_kwargs)
@@ -303,48 +269,24 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             length=max_sequence_length,
         )
         text.check(self.settings, can_encode=self.text_encoder is not None)
+        is_told = task is not None or self.settings.model.task_signal == "prompt"
         return self._embed(
             text,
-            task=check_task(task, config=self.settings),
+            task=check_task(task, config=self.settings) if is_told else None,
             device=torch.device(device or self._execution_device),
         )
 
     def _embed(
         self, text: TextInputs, *, task: Task | None, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of both branches, one per prompt."""
-        config = self.settings
-        length = text.length or config.model.text_length
-        told = task if config.model.task_signal == "prompt" else None
-
-        def embed(captions: list[str], *, task: Task | None) -> Tensor:
-            captions = [name_task(caption, task=task) if task else caption for caption in captions]
-            self._warn_of_cut(captions, length=length)
-            return embed_captions(
-                captions,
-                model=self.text_encoder,
-                tokenizer=self.tokenizer,
-                text_length=length,
-                device=device,
-            )
-
-        positive = text.prompt_embeds
-        if positive is None:
-            positive = embed(text.prompts, task=told)
-        negative = text.negative_prompt_embeds
-        if negative is None and text.negative_prompt is not None:
-            negative = embed(text.negative_prompts, task=told)
-        if negative is None and config.text.unconditional == "empty":
-            negative = embed([""], task=None).expand_as(positive)
-        if negative is None:
-            negative = torch.zeros_like(positive)
-        return positive, negative
-
-    def _warn_of_cut(self, captions: list[str], *, length: int) -> None:
-        for caption in captions:
-            count = len(self.tokenizer(caption)["input_ids"])
-            if count > length:
-                logger.warning(f"{caption!r} has {count} tokens; those after {length} are cut off")
+        return embed_branches(
+            text,
+            model=self.text_encoder,
+            tokenizer=self.tokenizer,
+            config=self.settings,
+            task=task,
+            device=device,
+        )
 
     def _start(self, request: Request, *, attention_kwargs: dict[str, Any] | None) -> None:
         self._guidance_scale = request.guidance_scale
@@ -353,7 +295,7 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     def _prepare(
         self, text: TextInputs, request: Request, *, generator: Generators, latents: Tensor | None
-    ) -> _State:
+    ) -> SamplingState:
         """Embeddings in the dtype of the network, and the noise to start from in float32."""
         device = self._execution_device
         branches = [
@@ -368,7 +310,7 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 request.latent_shape, generator=generator, device=device, dtype=torch.float32
             )
         noise = noise.to(device=device, dtype=torch.float32)
-        return _State(
+        return SamplingState(
             latents=noise * self.scheduler.init_noise_sigma,
             prompt_embeds=branches[0],
             negative_prompt_embeds=branches[1],
@@ -376,11 +318,11 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     def _denoise(
         self,
-        state: _State,
+        state: SamplingState,
         request: Request,
         *,
         generator: Generators,
-        tell: _Callback,
+        tell: StepCallback,
     ) -> None:
         """All steps, on the latents of `state`."""
         scheduler: Any = self.scheduler
@@ -414,7 +356,7 @@ class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
     def _velocity(
         self,
-        state: _State,
+        state: SamplingState,
         request: Request,
         *,
         step: int,
