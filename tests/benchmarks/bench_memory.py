@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_memory.py [--ranks 1 2]
 
-For each case real deepspeed processes on gloo train two steps (`live_memory.py`): eight layers of 256
-on 1,200 tokens, from random latents. `counted` is the peak of all tensors that live at once, in MB of
-10^6 bytes; planned / counted is given for the whole and by phase. `resident` is how much the peak of
-the process grew: beside tensors it has the allocator's holes, and what it kept from earlier cases
+For each case real deepspeed processes on gloo train two steps (`live_memory.py`): eight layers of
+256 on 1,200 tokens, from random latents. `counted` is the peak of all tensors that live at once, in
+MB of 10^6 bytes; planned / counted is given for the whole and by phase. `resident` is how much the
+peak of the process grew: it has the allocator's holes besides, and what was kept from earlier cases
 hides what the next one takes; it is shown for completeness.
 """
 
