@@ -148,9 +148,9 @@ def _phase_labels(outcome: Outcome) -> dict[str, str]:
     config = outcome.situation.config
     clips = config.train.micro_batch_size * (1 + config.model.dense_groups)
     ways = [
+        *(["one by one" if config.codec.slicing else "together"] if clips > 1 else []),
         *(["in tiles"] if config.codec.tiling else []),
         *(["in chunks"] if config.codec.encode_chunks == "diffusers" else []),
-        *(["one after another" if config.codec.slicing else "together"] if clips > 1 else []),
     ]
     what = f"{clips} clips" if clips > 1 else "a clip"
     return {
@@ -217,6 +217,8 @@ def _advice(outcome: Outcome) -> str:
         )
     if len(found[0].change) > 1:
         title = "no single change is enough; together these are"
+    elif len(found) == 1:
+        title = "this makes it fit"
     else:
         title = "any one of these makes it fit, the cheapest in time first"
     return "\n".join([title, *_advice_lines(outcome, found), *_larger_gpus(outcome)])

@@ -13,8 +13,11 @@ from sat_udpdiff.plan.sizes import BYTES, Parameters
 from sat_udpdiff.training.engine import to_deepspeed
 
 # Stage 3, deepspeed's own defaults, which `to_deepspeed` leaves alone: gathered weights that may
-# be there at once (stage3_max_live_parameters), and weights that step together (sub_group_size).
+# be there at once (stage3_max_live_parameters), those fetched together, which lie in one buffer
+# before each gets its own (stage3_prefetch_bucket_size), and those that step together
+# (sub_group_size).
 _MOST_GATHERED = 1_000_000_000
+_FETCHED_TOGETHER = 50_000_000
 _STEP_TOGETHER = 1e9
 
 
@@ -84,7 +87,7 @@ def zero_bytes(
         ema=ema,
         gradients=gradients.end,
         buckets=buffers + packed,
-        gathered=float(min(parameters.total, _MOST_GATHERED) * width) if stage == 3 else 0.0,
+        gathered=_gathered_bytes(parameters.total, width, world_size) if stage == 3 else 0.0,
         staying=staying,
         step=gradients.shard + step + (buffers if stage == 3 else 0.0),
         # Stage 3 makes the buffers of its gradients at once and for good.
@@ -93,6 +96,13 @@ def zero_bytes(
             weights + optimizer + ema + (staying if stage == 3 else 0.0),
         ),
     )
+
+
+def _gathered_bytes(total: int, width: int, world_size: int) -> float:
+    """Weights of the layers at work; one GPU has them all and copies none."""
+    if world_size == 1:
+        return 0.0
+    return float((min(total, _MOST_GATHERED) + min(total, _FETCHED_TOGETHER)) * width)
 
 
 def _together(stage: int) -> float:

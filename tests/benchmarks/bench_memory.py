@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,15 +46,15 @@ CASES = {
 WARM_UP = ["train.zero_stage=2"]
 
 
-def measure(ranks: int, folder: Path) -> list[dict]:
-    """Results of all cases on `ranks` processes."""
-    cases, result = folder / "cases.json", folder / f"result{ranks}.json"
-    cases.write_text(json.dumps([SIZE + case for case in (WARM_UP, *CASES.values())]))
+def measure(cases: Sequence[list[str]], *, ranks: int, folder: Path) -> list[dict]:
+    """Results of `cases` on `ranks` processes."""
+    names, result = folder / "cases.json", folder / f"result{ranks}.json"
+    names.write_text(json.dumps([SIZE + case for case in (WARM_UP, *cases)]))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     program = str(Path(__file__).with_name("live_memory.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *launcher, program, str(cases), str(result)],
+        [sys.executable, *launcher, program, str(names), str(result)],
         env=environment,
         capture_output=True,
         text=True,
@@ -67,7 +68,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
+    cases = {name: case for name, case in CASES.items() if options.only in name}
     print(f"torch {version('torch')}, deepspeed {version('deepspeed')}\n")
     names = ("total", "start", "passes", "step")
     print(
@@ -76,7 +79,8 @@ def main() -> None:
     print(" resident MB |\n|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for ranks in options.ranks:
-            for case, found in zip(CASES, measure(ranks, Path(folder)), strict=True):
+            results = measure(list(cases.values()), ranks=ranks, folder=Path(folder))
+            for case, found in zip(cases, results, strict=True):
                 counted, planned = found["counted"], found["planned"]
                 cells = [f"{planned[name] / counted[name]:.2f}" for name in names]
                 total = f"{counted['total'] / 1e6:.0f}"

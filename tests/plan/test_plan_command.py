@@ -62,7 +62,7 @@ def test_a_run_that_does_not_fit_exits_with_1_and_advice(capsys):
     status, text, _ = call(capsys, *BASE, "--plan", "--gpus", "1")
     assert status == 1
     assert "DOES NOT FIT" in text.splitlines()[0]
-    assert "any one of these makes it fit" in text
+    assert "this makes it fit\n  --gpus 4 " in text
     assert "or GPUs of 136 GB and more: h200, b200" in text
 
 
