@@ -10,7 +10,12 @@ from typing import Any
 import torch
 
 from sat_udpdiff.config import VideoCodecConfig
-from sat_udpdiff.weights.codec_map import check_codec, codec_to_diffusers, codec_to_sat
+from sat_udpdiff.weights.codec_map import (
+    check_codec,
+    codec_to_diffusers,
+    codec_to_sat,
+    holds_codec,
+)
 from sat_udpdiff.weights.find import DIFFUSERS_STEM
 from sat_udpdiff.weights.recognise import check_tensors
 from sat_udpdiff.weights.sources import read_pickle, read_sharded
@@ -41,8 +46,10 @@ def codec_from_sat(
     state = codec_to_diffusers(read_pickle(file, trust=trust))
     values = _describe(state, config=config, file=file)
     own = file.with_suffix(_DESCRIPTION)
-    if own.is_file():
-        values |= json.loads(own.read_text(encoding="utf-8"))
+    try:
+        values |= json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{own}: not a readable JSON object ({error})") from None
     try:
         check_tensors(state)
         check_codec(state, expected=_shapes(values))
@@ -51,6 +58,29 @@ def codec_from_sat(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_sharded(folder, state, stem=DIFFUSERS_STEM)
+
+
+def find_sat_codec(place: Path, network: Path, *, trust: bool = False) -> Path | None:
+    """The file of a SAT codec: of a release, or the one in which a SAT user saved everything.
+
+    Args:
+        place: Folder that the user named.
+        network: File of the network's weights.
+        trust: See `pickles.load_pickle`.
+    """
+    if (place / SAT_CODEC_FILE).is_file():
+        return place / SAT_CODEC_FILE
+    is_pickle = network.is_file() and network.suffix != ".safetensors"
+    return network if is_pickle and holds_codec(read_pickle(network, trust=trust)) else None
+
+
+def copy_sat_codec(source: Path, file: Path, *, trust: bool = False) -> None:
+    """Write the codec that `source` holds, beside whatever else, as SAT's file of it alone."""
+    file.parent.mkdir(parents=True)
+    codec = codec_to_sat(codec_to_diffusers(read_pickle(source, trust=trust)))
+    write_pickle(file, codec, under=_SAT_KEY)
+    if (description := source.with_suffix(_DESCRIPTION)).is_file():
+        shutil.copyfile(description, file.with_suffix(_DESCRIPTION))
 
 
 def codec_to_sat_file(folder: Path, file: Path) -> None:

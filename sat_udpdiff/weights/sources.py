@@ -106,10 +106,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(
             f"{path}: not a readable safetensors file, cut short or of another kind ({error})"
         ) from None
+    if unknown := sorted({part.get_dtype() for part in slices.values()} - _DTYPES.keys()):
+        raise ValueError(f"{path}: expected {', '.join(_DTYPES)}, got tensors of {unknown[0]}")
     return {
         name: StoredTensor(
             shape=tuple(part.get_shape()),
-            dtype=_DTYPES.get(part.get_dtype(), torch.uint8),
+            dtype=_DTYPES[part.get_dtype()],
             read=lambda name=name: file.get_tensor(name),
         )
         for name, part in slices.items()
