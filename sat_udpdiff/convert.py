@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data_loaders.atomic_file import write_atomically
+from data_loaders.atomic_file import partials_of, write_atomically
 from sat_udpdiff.config import Config, LoraConfig
 from sat_udpdiff.config_io import load_config, save_config
 from sat_udpdiff.encoders.latents import latent_size
@@ -41,7 +41,6 @@ from sat_udpdiff.weights.codec_files import (
     codec_from_sat,
     codec_to_sat_file,
     copy_sat_codec,
-    find_sat_codec,
 )
 from sat_udpdiff.weights.describe import describe
 from sat_udpdiff.weights.destination import check_free, check_space, whole_folder
@@ -83,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         conversion = prepare(options)
         print(_summary(conversion, options=options))
-        check_space(options.dst, need=total_bytes(conversion.state))
+        check_space(options.dst, need=_bytes_to_write(conversion, form=options.to))
+        for left in partials_of(options.dst.resolve()):
+            print(
+                f"note: {left} is of a conversion that runs or was killed; if none runs, delete it"
+            )
         if not options.dry_run:
             start = time.perf_counter()
             for note in write(conversion, options.dst, form=options.to):
@@ -128,9 +131,7 @@ def prepare(options: argparse.Namespace) -> Conversion:
         config=config,
         stored=stored,
         state=state,
-        sat_codec=find_sat_codec(
-            Path(options.src).expanduser(), source, trust=options.trust_pickle
-        ),
+        sat_codec=_sat_codec(stored, place=Path(options.src).expanduser()),
         trust=options.trust_pickle,
     )
 
@@ -141,6 +142,13 @@ def _open(source: Path, *, options: argparse.Namespace) -> StoredNetwork:
     if not holds_adapters(source) or own is None:
         return open_network(source, trust=options.trust_pickle)
     return open_merged(source, config=load_config([str(own), *options.base], options.settings))
+
+
+def _sat_codec(stored: StoredNetwork, *, place: Path) -> Path | None:
+    """The file of a SAT codec: of a release, or the one in which a SAT user saved everything."""
+    if (place / SAT_CODEC_FILE).is_file():
+        return place / SAT_CODEC_FILE
+    return stored.source if stored.holds_codec else None
 
 
 def _lora_conversion(
@@ -245,8 +253,9 @@ def _write_lora(conversion: Conversion, staging: Path, folder: Path) -> list[str
     if written == [staging / LORA_FILE]:
         return []
     return [
-        f"{DENSE_FILE} holds what was trained as a whole; diffusers' loader of adapters does not "
-        "read it: transformer.load_state_dict(..., strict=False) does"
+        f"{DENSE_FILE} holds what was trained as a whole; UDPDiffPipeline.load_lora_weights loads "
+        "both files, on a base made by --expand duplicate; diffusers' own pipelines take the "
+        "adapters alone, which is another model"
     ]
 
 
@@ -272,6 +281,20 @@ def _with_progress(state: State) -> State:
     return {name: watched(stored) for name, stored in state.items()}
 
 
+def _bytes_to_write(conversion: Conversion, *, form: str) -> int:
+    """The network, and the frozen networks that are copied beside it."""
+    need = total_bytes(conversion.state)
+    if form == "diffusers":
+        config = conversion.config
+        codec = (config.codec.weights, config.codec.subfolder or "")
+        for weights, subfolder in (codec, (config.text.weights, "text_encoder")):
+            folder = Path(weights).expanduser()
+            folder = folder / subfolder if (folder / subfolder).is_dir() else folder
+            if folder.is_dir():
+                need += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return need
+
+
 def _places(config: Config) -> list[Path]:
     """What is on this machine of the things that a configuration names."""
     named = (config.codec.weights, config.text.weights, config.init.weights)
@@ -280,7 +303,8 @@ def _places(config: Config) -> list[Path]:
 
 
 def _summary(conversion: Conversion, *, options: argparse.Namespace) -> str:
-    facts, model = conversion.stored.facts, conversion.config.model
+    facts, config = conversion.stored.facts, conversion.config
+    model = config.model
     before = sorted({dtype_name(value.dtype) for value in conversion.stored.state.values()})
     after = sorted({dtype_name(value.dtype) for value in conversion.state.values()})
     channels = model.latent_channels * (1 + model.dense_groups)
@@ -291,7 +315,9 @@ def _summary(conversion: Conversion, *, options: argparse.Namespace) -> str:
         f"{facts.out_channels} channels, {'/'.join(before)}"
         f"{f', described by {own}' if own else ''}\n"
         f"to   {options.dst}: {options.to}, {channels} channels{table}, {'/'.join(after)}, "
-        f"{len(conversion.state)} tensors, {total_bytes(conversion.state) / 1e9:.2f} GB"
+        f"{len(conversion.state)} tensors, {total_bytes(conversion.state) / 1e9:.2f} GB\n"
+        f"     with the codec of {conversion.sat_codec or config.codec.weights} and the text "
+        f"encoder of {config.text.weights}"
     )
 
 

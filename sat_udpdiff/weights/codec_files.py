@@ -10,12 +10,7 @@ from typing import Any
 import torch
 
 from sat_udpdiff.config import VideoCodecConfig
-from sat_udpdiff.weights.codec_map import (
-    check_codec,
-    codec_to_diffusers,
-    codec_to_sat,
-    holds_codec,
-)
+from sat_udpdiff.weights.codec_map import check_codec, codec_to_diffusers, codec_to_sat
 from sat_udpdiff.weights.find import DIFFUSERS_STEM
 from sat_udpdiff.weights.recognise import check_tensors
 from sat_udpdiff.weights.sources import read_pickle, read_sharded
@@ -58,20 +53,6 @@ def codec_from_sat(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_sharded(folder, state, stem=DIFFUSERS_STEM)
-
-
-def find_sat_codec(place: Path, network: Path, *, trust: bool = False) -> Path | None:
-    """The file of a SAT codec: of a release, or the one in which a SAT user saved everything.
-
-    Args:
-        place: Folder that the user named.
-        network: File of the network's weights.
-        trust: See `pickles.load_pickle`.
-    """
-    if (place / SAT_CODEC_FILE).is_file():
-        return place / SAT_CODEC_FILE
-    is_pickle = network.is_file() and network.suffix != ".safetensors"
-    return network if is_pickle and holds_codec(read_pickle(network, trust=trust)) else None
 
 
 def copy_sat_codec(source: Path, file: Path, *, trust: bool = False) -> None:

@@ -223,6 +223,14 @@ class TestCodec:
         assert found.keys() == codec.keys()
         assert all(torch.equal(found[key], codec[key]) for key in codec)
 
+    def test_a_damaged_one_is_not_handed_on(self, tmp_path, capsys):
+        assert run("tiny", tmp_path / "dif", "--to", "diffusers") == 0
+        file = tmp_path / "dif" / "vae" / "diffusion_pytorch_model.safetensors"
+        os.truncate(file, file.stat().st_size // 2)
+        for form in ("diffusers", "sat"):
+            error = refused(capsys, tmp_path / "dif", tmp_path / "out", "--to", form)
+            assert f"{file}: not a readable safetensors file, cut short" in error
+
     def test_a_damaged_one_is_named_key_by_key(self, sat, tmp_path, capsys):
         file = sat / SAT_CODEC_FILE
         state = dict(load_pickle(file)["state_dict"])
@@ -437,7 +445,7 @@ class TestRefusals:
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         error = refused(capsys, release, tmp_path / "out", "--to", "sat")
-        assert "no space: the network takes" in error
+        assert "no space: the result takes" in error
 
     def test_a_failure_in_the_middle_leaves_the_older_folder(
         self, release, tmp_path, capsys, monkeypatch
