@@ -8,7 +8,7 @@ counts them again, at the sizes of 2B and 5B on the meta device.
 from __future__ import annotations
 
 from sat_udpdiff.config import ModelConfig
-from sat_udpdiff.plan.sizes import BYTES, Sizes
+from sat_udpdiff.plan.sizes import BYTES, Sizes, recomputed_layers
 
 # What one layer keeps for its backward pass: its input, the first norm's output, queries, keys and
 # values as projected (3), queries and keys as attended (2), the output of attention and of its
@@ -30,14 +30,6 @@ _UNITS_AT_HEAD = 7
 _LATENT_COPIES = 5
 # Without gradients a layer is widest in the MLP, or where queries and keys are rotated in fp32.
 _UNITS_WITHOUT_GRADIENTS = {"rotary": 13, "sincos": 10.5}
-
-
-def recomputed_layers(model: ModelConfig) -> int:
-    """Layers whose activations are dropped in the forward pass and computed again."""
-    # `selective` begins with the first layer, as `AdaLNLayers.is_recomputed` does.
-    every_second = (model.num_layers + 1) // 2
-    counts = {"none": 0, "selective": every_second, "full": model.num_layers}
-    return counts[model.activation_checkpointing]
 
 
 def activation_bytes(model: ModelConfig, *, sizes: Sizes, precision: str, batch: int) -> float:

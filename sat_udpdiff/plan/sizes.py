@@ -24,9 +24,6 @@ from sat_udpdiff.model.transformer import build_network
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Per number, by the names that the configuration gives to dtypes."""
 
-RECOMPUTED_SHARE = {"none": 0.0, "selective": 0.5, "full": 1.0}
-"""Of the layers, by `model.activation_checkpointing`."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
@@ -72,7 +69,8 @@ def derive_sizes(config: Config) -> Sizes:
     shape = (latent[0], latent[2], latent[3])
     forward = float(forward_flops(config.model, *shape, lora=config.lora))
     backward = float(backward_flops(config.model, *shape, lora=config.lora))
-    recomputed = RECOMPUTED_SHARE[config.model.activation_checkpointing]
+    # Each recomputed layer costs its own forward once more.
+    recomputed = recomputed_layers(config.model) / config.model.num_layers
     return Sizes(
         latent=latent,
         text_tokens=config.model.text_length,
@@ -120,6 +118,14 @@ def count_samples(config: Config) -> int | None:
     if not name or not (is_address(name) or Path(name).is_dir()):
         return None
     return len(ShardIndex.open(name, kind=KIND if is_cached else CLIPS))
+
+
+def recomputed_layers(model: ModelConfig) -> int:
+    """Layers whose activations are dropped in the forward pass and computed again."""
+    # `selective` begins with the first layer, as `AdaLNLayers.is_recomputed` does.
+    every_second = (model.num_layers + 1) // 2
+    counts = {"none": 0, "selective": every_second, "full": model.num_layers}
+    return counts[model.activation_checkpointing]
 
 
 def with_largest_clip(config: Config) -> Config:

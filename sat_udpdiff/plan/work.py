@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, replace
 
 from data_loaders.order import sizes_of
 from sat_udpdiff.config import Config
-from sat_udpdiff.plan.activations import recomputed_layers
 from sat_udpdiff.plan.frozen import frozen_cost
-from sat_udpdiff.plan.sizes import derive_sizes
+from sat_udpdiff.plan.sizes import derive_sizes, recomputed_layers
 from sat_udpdiff.training.throughput import flops_per_sample
 
 

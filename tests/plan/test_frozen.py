@@ -44,7 +44,7 @@ def run_whole(config, run):
         [],
         ["codec.slicing=false"],
         ["codec.encode_chunks=diffusers"],
-        ["codec.tiling=true", "data.num_frames=9"],
+        ["codec.tiling=true", "data.num_frames=5", "data.width=400"],
         ["codec.dtype=fp32", "data.num_frames=25"],
         ["model.dense_groups=0", "model.task_signal=none", "train.micro_batch_size=2"],
     ],
