@@ -15,6 +15,7 @@ from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.model.low_rank import add_adapters
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
+from sat_udpdiff.sat_compat import ensure_model_parallel
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
@@ -107,6 +108,8 @@ def check_weights(config: Config, *, place: Place, resume_point: Checkpoint | No
         ValueError: On all ranks, with the file and what is wrong with it.
     """
     if resume_point is None:
+        # The check builds a network, for which SAT makes its groups: all ranks together, or none.
+        ensure_model_parallel()
         _do_on_first_rank(lambda: check_start(config), place=place)
 
 
