@@ -27,16 +27,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data_loaders.atomic_file import partial_of, sync_folder, write_atomically
+from data_loaders.atomic_file import partials_of, write_atomically
 from sat_udpdiff.config import Config, LoraConfig
 from sat_udpdiff.config_io import load_config, save_config
 from sat_udpdiff.encoders.latents import latent_size
-from sat_udpdiff.encoders.source import DTYPES
+from sat_udpdiff.encoders.source import DTYPES, TINY
 from sat_udpdiff.encoders.vae import find_codec
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.weights.adapted import holds_adapters
-from sat_udpdiff.weights.codec_files import SAT_CODEC_FILE, codec_from_sat, codec_to_sat_file
-from sat_udpdiff.weights.describe import describe, own_config_file
+from sat_udpdiff.weights.beside import own_config_file
+from sat_udpdiff.weights.codec_files import (
+    SAT_CODEC_FILE,
+    codec_from_sat,
+    codec_to_sat_file,
+    copy_sat_codec,
+)
+from sat_udpdiff.weights.describe import describe
+from sat_udpdiff.weights.destination import check_free, check_space, whole_folder
 from sat_udpdiff.weights.find import DIFFUSERS_STEM, SAT_FILE, find_weights
 from sat_udpdiff.weights.key_map import SAT_PREFIX, to_diffusers
 from sat_udpdiff.weights.load import check_shapes, fit
@@ -75,8 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         conversion = prepare(options)
         print(_summary(conversion, options=options))
+        check_space(options.dst, need=_bytes_to_write(conversion, form=options.to))
+        for left in partials_of(options.dst.resolve()):
+            print(
+                f"note: {left} is of a conversion that runs or was killed; if none runs, delete it"
+            )
         if not options.dry_run:
-            _check_place(options.dst, conversion=conversion, overwrite=options.overwrite)
             start = time.perf_counter()
             for note in write(conversion, options.dst, form=options.to):
                 print(f"note: {note}")
@@ -94,18 +105,19 @@ def prepare(options: argparse.Namespace) -> Conversion:
         ValueError: One line with the file, the keys, what was expected and what came.
     """
     source = find_weights(options.src, ema=options.ema)
+    check_free(options.dst, overwrite=options.overwrite, kept=[source])
     stored = _open(source, options=options)
     try:
         config = describe(
             stored.facts,
             place=options.src,
-            weights=source,
             base=options.base,
             settings=options.settings,
             expand=options.expand,
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    check_free(options.dst, overwrite=options.overwrite, kept=_places(config))
     if options.to == "lora":
         return _lora_conversion(stored, source, config=config, options=options)
     config = replace(config, lora=LoraConfig())  # folded in
@@ -115,12 +127,11 @@ def prepare(options: argparse.Namespace) -> Conversion:
     check_shapes(stored, state=state, expected=expected)
     if options.dtype is not None:
         state = {key: cast(key, value, DTYPES[options.dtype]) for key, value in state.items()}
-    codec = Path(options.src).expanduser() / SAT_CODEC_FILE
     return Conversion(
         config=config,
         stored=stored,
         state=state,
-        sat_codec=codec if codec.is_file() else None,
+        sat_codec=_sat_codec(stored, place=Path(options.src).expanduser()),
         trust=options.trust_pickle,
     )
 
@@ -131,6 +142,13 @@ def _open(source: Path, *, options: argparse.Namespace) -> StoredNetwork:
     if not holds_adapters(source) or own is None:
         return open_network(source, trust=options.trust_pickle)
     return open_merged(source, config=load_config([str(own), *options.base], options.settings))
+
+
+def _sat_codec(stored: StoredNetwork, *, place: Path) -> Path | None:
+    """The file of a SAT codec: of a release, or the one in which a SAT user saved everything."""
+    if (place / SAT_CODEC_FILE).is_file():
+        return place / SAT_CODEC_FILE
+    return stored.source if stored.holds_codec else None
 
 
 def _lora_conversion(
@@ -154,27 +172,19 @@ def write(conversion: Conversion, folder: Path, *, form: str) -> list[str]:
         OSError: No space, or not writable; an older folder is as it was.
         ValueError: A tensor cannot be read, or does not fit its new dtype; names it.
     """
-    staging = partial_of(folder)
     writers = {
         "sat": _write_sat,
         "diffusers": _write_diffusers,
         "udpdiff": _write_udpdiff,
         "lora": _write_lora,
     }
-    try:
-        staging.mkdir(parents=True)
-        notes = writers[form](conversion, staging, folder)
-        sync_folder(staging)
-        _replace(folder, by=staging)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return notes
+    with whole_folder(folder) as staging:
+        return writers[form](conversion, staging, folder)
 
 
 def _write_udpdiff(conversion: Conversion, staging: Path, folder: Path) -> list[str]:
     config = conversion.config
-    write_safetensors(staging / NETWORK_FILE, _told(conversion.state))
+    write_safetensors(staging / NETWORK_FILE, _with_progress(conversion.state))
     if conversion.sat_codec is not None:
         codec_from_sat(
             conversion.sat_codec, staging / "vae", config=config.codec, trust=conversion.trust
@@ -189,7 +199,7 @@ def _write_diffusers(conversion: Conversion, staging: Path, folder: Path) -> lis
 
     config = conversion.config
     (staging / "transformer").mkdir()
-    state = _told(to_diffusers(conversion.state))
+    state = _with_progress(to_diffusers(conversion.state))
     write_sharded(staging / "transformer", state, stem=DIFFUSERS_STEM)
     converted = staging / ".codec"
     if conversion.sat_codec is not None:
@@ -220,11 +230,11 @@ def _write_sat(conversion: Conversion, staging: Path, folder: Path) -> list[str]
     state = {SAT_PREFIX + key: value for key, value in {**conversion.state, **extras}.items()}
     step = staging / "transformer" / _SAT_STEP
     step.mkdir(parents=True)
-    write_pickle(step / SAT_FILE, _told(state), under="module")
+    write_pickle(step / SAT_FILE, _with_progress(state), under="module")
     write_atomically(step.parent / LATEST, _SAT_STEP.encode())
     save_config(config, staging / CONFIG_FILE)
     if conversion.sat_codec is not None:
-        shutil.copytree(conversion.sat_codec.parent, staging / SAT_CODEC_FILE.parent)
+        copy_sat_codec(conversion.sat_codec, staging / SAT_CODEC_FILE, trust=conversion.trust)
         return []
     try:
         codec = find_codec(config.codec)
@@ -243,8 +253,9 @@ def _write_lora(conversion: Conversion, staging: Path, folder: Path) -> list[str
     if written == [staging / LORA_FILE]:
         return []
     return [
-        f"{DENSE_FILE} holds what was trained as a whole; diffusers' loader of adapters does not "
-        "read it: transformer.load_state_dict(..., strict=False) does"
+        f"{DENSE_FILE} holds what was trained as a whole; UDPDiffPipeline.load_lora_weights loads "
+        "both files, on a base made by --expand duplicate; diffusers' own pipelines take the "
+        "adapters alone, which is another model"
     ]
 
 
@@ -253,7 +264,7 @@ def _with_codec(config: Config, folder: Path) -> Config:
     return replace(config, codec=codec)
 
 
-def _told(state: State) -> State:
+def _with_progress(state: State) -> State:
     """The same, with a bar that moves as tensors are read."""
     bar = tqdm(
         total=total_bytes(state), unit="B", unit_scale=True, dynamic_ncols=True, disable=None
@@ -270,48 +281,43 @@ def _told(state: State) -> State:
     return {name: watched(stored) for name, stored in state.items()}
 
 
-def _replace(folder: Path, *, by: Path) -> None:
-    """Put a whole folder in the place of an older one, which goes last."""
-    older = partial_of(folder)
-    if folder.exists():
-        folder.rename(older)
-    by.rename(folder)
-    sync_folder(folder.parent)
-    if older.exists():
-        shutil.rmtree(older)
+def _bytes_to_write(conversion: Conversion, *, form: str) -> int:
+    """The network, and the frozen networks that are copied beside it."""
+    need = total_bytes(conversion.state)
+    if form == "diffusers":
+        config = conversion.config
+        codec = (config.codec.weights, config.codec.subfolder or "")
+        for weights, subfolder in (codec, (config.text.weights, "text_encoder")):
+            folder = Path(weights).expanduser()
+            folder = folder / subfolder if (folder / subfolder).is_dir() else folder
+            if folder.is_dir():
+                need += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return need
 
 
-def _check_place(folder: Path, *, conversion: Conversion, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise ValueError(
-            f"{folder}: exists already; give --overwrite to replace it, or another folder"
-        )
-    if folder.exists() and (not folder.is_dir() or folder.resolve() in _parents(conversion)):
-        raise ValueError(f"{folder}: expected a folder other than the source to replace")
-    parent = next(place for place in folder.resolve().parents if place.exists())
-    need, free = total_bytes(conversion.state), shutil.disk_usage(parent).free
-    if need > free:
-        raise ValueError(
-            f"{folder}: no space: the network takes {need:,} bytes, {free:,} are free on {parent}"
-        )
-
-
-def _parents(conversion: Conversion) -> list[Path]:
-    source = conversion.stored.source.resolve()
-    return [source, *source.parents]
+def _places(config: Config) -> list[Path]:
+    """What is on this machine of the things that a configuration names."""
+    named = (config.codec.weights, config.text.weights, config.init.weights)
+    places = [Path(name).expanduser() for name in named if name]
+    return [place for place in places if place.exists()]
 
 
 def _summary(conversion: Conversion, *, options: argparse.Namespace) -> str:
-    facts, model = conversion.stored.facts, conversion.config.model
+    facts, config = conversion.stored.facts, conversion.config
+    model = config.model
     before = sorted({dtype_name(value.dtype) for value in conversion.stored.state.values()})
     after = sorted({dtype_name(value.dtype) for value in conversion.state.values()})
     channels = model.latent_channels * (1 + model.dense_groups)
     table = ", task table" if model.task_signal == "embedding" else ""
+    own = None if options.src == TINY else own_config_file(options.src)
     return (
         f"from {conversion.stored.source}: {conversion.stored.form}, {facts.name}, "
-        f"{facts.out_channels} channels, {'/'.join(before)}\n"
+        f"{facts.out_channels} channels, {'/'.join(before)}"
+        f"{f', described by {own}' if own else ''}\n"
         f"to   {options.dst}: {options.to}, {channels} channels{table}, {'/'.join(after)}, "
-        f"{len(conversion.state)} tensors, {total_bytes(conversion.state) / 1e9:.2f} GB"
+        f"{len(conversion.state)} tensors, {total_bytes(conversion.state) / 1e9:.2f} GB\n"
+        f"     with the codec of {conversion.sat_codec or config.codec.weights} and the text "
+        f"encoder of {config.text.weights}"
     )
 
 

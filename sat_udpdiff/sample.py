@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sat_udpdiff.config import TASKS, Config
 from sat_udpdiff.config_checks import check_device
 from sat_udpdiff.config_io import dump_config, parse_cli, to_values
-from sat_udpdiff.encoders.source import DTYPES
+from sat_udpdiff.encoders.source import DTYPES, TINY
 from sat_udpdiff.generation import (
     Encoders,
     GeneratedSample,
@@ -34,9 +34,9 @@ from sat_udpdiff.generation import (
     generate,
 )
 from sat_udpdiff.outputs import write_sample
+from sat_udpdiff.weights.beside import frozen_beside, own_config_file
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 from sat_udpdiff.weights.fingerprint import fingerprint
-from sat_udpdiff.weights.run_folder import CONFIG_FILE
 
 if TYPE_CHECKING:
     from sat_udpdiff.model.transformer import UDPDiffTransformer
@@ -212,23 +212,19 @@ def _with_settings(arguments: list[str]) -> list[str]:
         for name, key in _SHORTCUTS.items()
         if getattr(known, name) is not None
     ]
-    own = _own_config(Path(known.load)) if known.load is not None else None
-    if own is None:
-        names_base = any(word.split("=")[0] == "--base" for word in arguments)
-        if known.load is not None and not names_base and not _asks_for_help(arguments):
-            if not Path(known.load).exists() and not is_on_hub(known.load):
-                raise ValueError(f"--load: nothing lies at {known.load}")
-            raise ValueError(f"--base: expected configuration files, since {known.load} has none")
+    if known.load is None:
         return [*settings, *arguments]
     # First, so that what the user names wins.
-    return [*settings, "--base", str(own), *arguments]
-
-
-def _own_config(load: Path) -> Path | None:
-    """Configuration file of a run or checkpoint folder, or beside a weights file."""
-    folder = load if load.is_dir() else load.parent
-    file = folder / CONFIG_FILE
-    return file if load.exists() and file.is_file() else None
+    settings = [*frozen_beside(known.load), *settings]
+    own = None if known.load == TINY else own_config_file(known.load)
+    if own is not None:
+        return [*settings, "--base", str(own), *arguments]
+    names_base = any(word.split("=")[0] == "--base" for word in arguments)
+    if not names_base and not _asks_for_help(arguments):
+        if not Path(known.load).exists() and not is_on_hub(known.load):
+            raise ValueError(f"--load: nothing lies at {known.load}")
+        raise ValueError(f"--base: expected configuration files, since {known.load} has none")
+    return [*settings, *arguments]
 
 
 def _asks_for_help(arguments: list[str]) -> bool:

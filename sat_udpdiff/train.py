@@ -29,7 +29,7 @@ from sat_udpdiff.training.setup import (
     restore_or_start,
 )
 from sat_udpdiff.training.validation import SampleVideos
-from sat_udpdiff.weights.describe import frozen_beside
+from sat_udpdiff.weights.beside import frozen_beside
 
 
 def main(argv: Sequence[str] | None = None) -> int:

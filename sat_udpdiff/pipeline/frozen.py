@@ -14,6 +14,7 @@ from sat_udpdiff.config import Config
 from sat_udpdiff.encoders.source import WeightSource
 from sat_udpdiff.encoders.text import TextEncoder, find_text_encoder
 from sat_udpdiff.encoders.vae import VideoCodec, find_codec
+from sat_udpdiff.weights.sources import read_safetensors
 
 _TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -125,7 +126,15 @@ def _safetensors(folder: Path, *, stem: str) -> list[Path]:
     return [index, *(folder / name for name in names)]
 
 
+def _check_whole(files: Sequence[Path]) -> None:
+    """Refuse to hand on a file that is damaged."""
+    for file in files:
+        if file.suffix == ".safetensors":
+            read_safetensors(file)
+
+
 def _copy(files: Sequence[Path], target: Path) -> None:
+    _check_whole(files)
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, target / file.name)

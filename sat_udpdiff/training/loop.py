@@ -188,7 +188,7 @@ class TimedBatches:
 def run(trainer: Trainer, batches: Batches, *, sample: Sampler | None = None) -> None:
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
-    SIGTERM and SIGUSR1 (a time limit, a preemption) save and return.
+    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return.
 
     Args:
         trainer: Restored to where the run stands.
@@ -318,12 +318,15 @@ def _validate(trainer: Trainer, sample: Sampler, *, log: RunLog) -> None:
 
 @contextmanager
 def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 set `trainer.stop_signal` instead of killing the process."""
+    """Let signals set `trainer.stop_signal` and not kill the process, as a second Ctrl-C does."""
 
     def note(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
         trainer.stop_signal = signal.Signals(number).name
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield
     finally:

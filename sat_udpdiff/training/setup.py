@@ -15,6 +15,7 @@ from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.model.low_rank import add_adapters
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
+from sat_udpdiff.sat_compat import ensure_model_parallel
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
@@ -107,7 +108,9 @@ def check_weights(config: Config, *, place: Place, resume_point: Checkpoint | No
         ValueError: On all ranks, with the file and what is wrong with it.
     """
     if resume_point is None:
-        _on_first(lambda: check_start(config), place=place)
+        # The check builds a network, for which SAT makes its groups: all ranks together, or none.
+        ensure_model_parallel()
+        _do_on_first_rank(lambda: check_start(config), place=place)
 
 
 def _load_once(
@@ -117,7 +120,7 @@ def _load_once(
 
     The disk is read once whatever the number of ranks, and no rank but the first has a file open.
     """
-    loaded = _on_first(lambda: load_weights(network, config, weights=weights), place=place)
+    loaded = _do_on_first_rank(lambda: load_weights(network, config, weights=weights), place=place)
     if config.lora.rank and not place.is_main:
         add_adapters(network, config.lora, seed=config.seed)  # to be filled, as the others
     for parameter in network.parameters():
@@ -125,16 +128,19 @@ def _load_once(
     return loaded
 
 
-def _on_first(do: Callable[[], Any], *, place: Place) -> Any:
+def _do_on_first_rank(do: Callable[[], Any], *, place: Place) -> Any:
     """What `do` returns on the first rank; what it raises there, all raise."""
-    result = fault = None
+    result = error = None
     if place.is_main:
         try:
             result = do()
-        except (ValueError, OSError) as error:
-            fault = str(error)
-    # The others must not wait for a rank that has failed.
+        except Exception as caught:  # whatever it is: the others must not wait for a failed rank
+            error = caught
+    known = isinstance(error, ValueError | OSError)
+    fault = None if error is None else str(error) if known else f"the first rank failed: {error!r}"
     result, fault = ranks.gather((result, fault), place=place)[0]
+    if error is not None and not known:
+        raise error
     if fault is not None:
         raise ValueError(fault)
     return result

@@ -69,7 +69,8 @@ def load_weights(
             return LoadedWeights(source=source)
         add_adapters(network, config.lora, seed=config.seed)
         source += _load_first_adapters(network, config)
-        fingerprint = base_fingerprint(network.state_dict().items(), model=config.model)
+        own = network.state_dict()
+        fingerprint = base_fingerprint(own, own.__getitem__, model=config.model)
         return LoadedWeights(source=source, base_sha256=fingerprint)
     if weights is None:
         _refuse_adapters_as_base(file)
@@ -127,7 +128,8 @@ def _load_checkpoint(network: UDPDiffTransformer, config: Config, *, file: Path)
     except ValueError as error:
         raise ValueError(f"{file}: needs the base weights of its run: {error}") from None
     add_adapters(network, config.lora, seed=config.seed)
-    found = base_fingerprint(network.state_dict().items(), model=config.model)
+    own = network.state_dict()
+    found = base_fingerprint(own, own.__getitem__, model=config.model)
     check_base(file, config=config, found=found)
     is_wanted = partial(is_trained, config=config.model)
     _overlay(network, read_safetensors(file), is_wanted=is_wanted, file=file)
@@ -158,13 +160,21 @@ def check_adapters(
         )
 
 
-def base_fingerprint(tensors: Iterable[tuple[str, Tensor]], *, model: ModelConfig) -> str:
+def base_fingerprint(
+    names: Iterable[str], read: Callable[[str], Tensor], *, model: ModelConfig
+) -> str:
     """Of the frozen ones among all weights of a network, as bf16.
 
-    So sampling may have another precision than training; what is lost is below bf16's resolution.
+    So sampling in fp32 or bf16 may follow training in the other; fp16 rounds small numbers further
+    and counts as another base.
+
+    Args:
+        names: Of the weights, adapters or not.
+        read: The weight of a name; asked once for each frozen one.
+        model: Says which are frozen.
     """
-    frozen = ((name, value) for name, value in tensors if not is_trained(name, model))
-    return fingerprint_of(frozen, dtype=torch.bfloat16)
+    frozen = sorted(name for name in names if not is_trained(name, model))
+    return fingerprint_of(((name, read(name)) for name in frozen), dtype=torch.bfloat16)
 
 
 def check_base(file: Path, *, config: Config, found: str) -> None:
@@ -179,5 +189,5 @@ def check_base(file: Path, *, config: Config, found: str) -> None:
         raise ValueError(
             f"{file}: trained on other base weights than init.weights={config.init.weights}: "
             f"expected SHA-256 {expected[:16]}..., got {found[:16]}...; set init.weights to the "
-            "weights that the run began with"
+            "weights that the run began with, and train.precision as it was if that is fp16"
         )

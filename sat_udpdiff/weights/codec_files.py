@@ -41,8 +41,10 @@ def codec_from_sat(
     state = codec_to_diffusers(read_pickle(file, trust=trust))
     values = _describe(state, config=config, file=file)
     own = file.with_suffix(_DESCRIPTION)
-    if own.is_file():
-        values |= json.loads(own.read_text(encoding="utf-8"))
+    try:
+        values |= json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{own}: not a readable JSON object ({error})") from None
     try:
         check_tensors(state)
         check_codec(state, expected=_shapes(values))
@@ -51,6 +53,15 @@ def codec_from_sat(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_sharded(folder, state, stem=DIFFUSERS_STEM)
+
+
+def copy_sat_codec(source: Path, file: Path, *, trust: bool = False) -> None:
+    """Write the codec that `source` holds, beside whatever else, as SAT's file of it alone."""
+    file.parent.mkdir(parents=True)
+    codec = codec_to_sat(codec_to_diffusers(read_pickle(source, trust=trust)))
+    write_pickle(file, codec, under=_SAT_KEY)
+    if (description := source.with_suffix(_DESCRIPTION)).is_file():
+        shutil.copyfile(description, file.with_suffix(_DESCRIPTION))
 
 
 def codec_to_sat_file(folder: Path, file: Path) -> None:

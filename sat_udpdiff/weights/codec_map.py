@@ -7,7 +7,7 @@ the other end.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from sat_udpdiff.weights.names import listed
@@ -33,6 +33,11 @@ _RULES = (
 
 
 _DECODER_LEVEL = re.compile(r"(decoder\.up_blocks\.)(\d+)(\..*)")
+
+
+def holds_codec(names: Iterable[str]) -> bool:
+    """Whether a SAT checkpoint holds the codec beside the network."""
+    return f"{_SAT_PREFIX}encoder.conv_in.conv.weight" in set(names)
 
 
 def codec_to_diffusers(state: State) -> dict[str, StoredTensor]:

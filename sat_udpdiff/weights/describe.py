@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_io import load_config
+from sat_udpdiff.encoders.source import TINY
+from sat_udpdiff.weights.beside import frozen_beside, own_config_file
 from sat_udpdiff.weights.recognise import NetworkFacts
 from sat_udpdiff.weights.run_folder import CONFIG_FILE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 """Value files of the families and tasks."""
-SAT_TEXT_ENCODER = "t5-v1_1-xxl"
-"""Folder of the text encoder in SAT's releases."""
 _DENSE_CHANNELS = 32
 
 
-def own_config_file(weights: Path) -> Path | None:
-    """The config.yaml in a run, checkpoint or converted folder, or beside a weights file."""
-    folders = [weights] if weights.is_dir() else []
-    files = [folder / CONFIG_FILE for folder in (*folders, weights.parent)]
-    return next((file for file in files if file.is_file()), None)
-
-
-def describe(  # noqa: PLR0913 - all that a configuration is found by
+def describe(
     facts: NetworkFacts,
     *,
     place: str,
-    weights: Path,
     base: Sequence[str] = (),
     settings: Sequence[str] = (),
     expand: str | None = None,
@@ -41,7 +33,6 @@ def describe(  # noqa: PLR0913 - all that a configuration is found by
     Args:
         facts: Of the weights.
         place: What the user named: a folder may hold the frozen networks too.
-        weights: File or folder of the weights themselves.
         base: Value files of the user.
         settings: `key=value` of the user.
         expand: `duplicate` or `random`: the network is to be expanded to both tasks.
@@ -50,17 +41,18 @@ def describe(  # noqa: PLR0913 - all that a configuration is found by
         ValueError: The shapes leave several possibilities; says which file to name.
         ConfigError: The user's files or settings cannot be used.
     """
-    own = own_config_file(Path(place).expanduser()) or own_config_file(weights)
+    own = None if place == TINY else own_config_file(place)
     files = [str(own)] if own else [] if base else _files(facts, expand=expand)
-    files += base
-    words = [*([] if own else frozen_beside(place)), *settings]
+    words = [*frozen_beside(place), *settings]
     if expand is None:
-        return load_config(files, words)
-    words.insert(0, f"init.dense_channels={expand}")
-    if load_config(files, words).model.dense_groups == 0:
-        # What was described is what shall be expanded.
+        return load_config([*files, *base], words)
+    if files and load_config(files).model.dense_groups == 0:
+        # What was described is what shall be expanded; what the user gives comes after.
         files.append(str(CONFIGS / "multitask.yaml"))
-    return load_config(files, words)
+    config = load_config([*files, *base], [f"init.dense_channels={expand}", *words])
+    if config.model.dense_groups == 0:
+        raise ConfigError("model.dense_groups: expected 1 together with --expand, got 0")
+    return config
 
 
 def _files(facts: NetworkFacts, *, expand: str | None) -> list[str]:
@@ -81,16 +73,3 @@ def _files(facts: NetworkFacts, *, expand: str | None) -> list[str]:
             f"configs/{family}.yaml --base configs/segmentation.yaml, or configs/depth.yaml"
         )
     return [str(CONFIGS / f"{name}.yaml") for name in (family, task)]
-
-
-def frozen_beside(place: str) -> list[str]:
-    """Settings that name the frozen networks in a folder of diffusers or of SAT; [] for others."""
-    found = []
-    root = Path(place).expanduser().resolve()
-    if (root / "vae" / "config.json").is_file():
-        found += [f"codec.weights={root}", "codec.subfolder=vae"]
-    if (root / "text_encoder" / "config.json").is_file():
-        found.append(f"text.weights={root}")
-    elif (root / SAT_TEXT_ENCODER / "config.json").is_file():
-        found.append(f"text.weights={root / SAT_TEXT_ENCODER}")
-    return found

@@ -9,15 +9,20 @@ from torch import Tensor, nn
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 (hexadecimal) over name, dtype, shape and bytes of every tensor, in order of name."""
-    return fingerprint_of(module.state_dict().items())
+    return fingerprint_of(sorted(module.state_dict().items()))
 
 
 def fingerprint_of(
     tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype | None = None
 ) -> str:
-    """The same over some tensors by name; with `dtype` as they are when cast to it."""
+    """The same over some tensors, in the order of their names; one is in memory at a time.
+
+    Args:
+        tensors: (name, tensor), in that order, of which each may be made when it is asked for.
+        dtype: Take them as they are when cast to it.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+    for name, tensor in tensors:
         seen = tensor.detach().to(dtype or tensor.dtype)
         digest.update(f"{name} {seen.dtype} {tuple(seen.shape)}\n".encode())
         flat = seen.cpu().contiguous().reshape(-1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,7 +34,6 @@ SAT_UNUSED_POSITIONS = "transformer.position_embeddings.weight"
 _SAT_TASK_TABLE = "mixins.task_embedding.table.weight"
 
 _IGNORED_SAT = {SAT_POSITIONS, SAT_SINES, SAT_COSINES, SAT_UNUSED_POSITIONS}
-_IGNORED_DIFFUSERS = {"patch_embed.pos_embedding"}
 
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1",
@@ -155,7 +154,7 @@ def to_sat(state: State) -> dict[str, StoredTensor]:
         ValueError: Names every missing and every unexpected key.
     """
     num_layers = count_layers(state)
-    taker = _Taker(state, ignored=_IGNORED_DIFFUSERS)
+    taker = _Taker(state)
     out: dict[str, StoredTensor] = {}
     for sat, diffusers in _plain_pairs(num_layers):
         taker.move(diffusers, sat, out)
@@ -192,7 +191,7 @@ def count_layers(names: Iterable[str]) -> int:
 class _Taker:
     """Takes keys out of a state dict and remembers which were missing or left."""
 
-    def __init__(self, state: State, *, ignored: set[str]) -> None:
+    def __init__(self, state: State, *, ignored: Collection[str] = ()) -> None:
         self.left = {key: value for key, value in state.items() if key not in ignored}
         self.missing: list[str] = []
 

@@ -10,6 +10,7 @@ from sat_udpdiff.model.dense_channels import (
     OUTPUT_BIAS_KEY,
     OUTPUT_KEY,
     expand_state_dict,
+    total_channels,
 )
 from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network, initialise
@@ -60,7 +61,9 @@ def load_network_weights(
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(state[name].read())
-    return str(stored.source)
+    before, after = stored.facts.out_channels, total_channels(config.model)
+    grown = f", expanded from {before} to {after} channels" if before != after else ""
+    return f"{stored.source}{grown}"
 
 
 def check_start(config: Config) -> None:
@@ -100,6 +103,7 @@ def fit(stored: StoredNetwork, *, config: Config, expand: bool) -> State:
         check_family(stored.facts, model=config.model)
         state = {key: value for key, value in stored.state.items() if not is_ignored(key)}
         if not expand:
+            _check_channels(stored, config=config)
             return state
         expanded = expand_state_dict(
             read_all({key: state[key] for key in _ENDS if key in state}),
@@ -110,6 +114,17 @@ def fit(stored: StoredNetwork, *, config: Config, expand: bool) -> State:
     except ValueError as error:
         raise ValueError(f"{stored.source}: {error}") from None
     return {**state, **store_all(expanded)}
+
+
+def _check_channels(stored: StoredNetwork, *, config: Config) -> None:
+    """Say what to do about weights without a dense map where one is expected."""
+    found, expected = stored.facts.out_channels, total_channels(config.model)
+    if found == config.model.latent_channels < expected:
+        raise ValueError(
+            f"these weights have {found} channels and make no dense map, expected {expected}: "
+            "expand them (convert.py --expand duplicate, or training from them), or set "
+            "model.dense_groups=0 and model.task_signal=none"
+        )
 
 
 def check_shapes(

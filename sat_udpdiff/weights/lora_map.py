@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sat_udpdiff.config import LoraConfig, ModelConfig
@@ -24,6 +24,8 @@ from sat_udpdiff.model.low_rank import PLACES, adapter_key, is_trained, scale_of
 from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
 from sat_udpdiff.weights.key_map import DIFFUSERS_TASK_TABLE
 from sat_udpdiff.weights.names import listed
+from sat_udpdiff.weights.stored import store_all
+from sat_udpdiff.weights.write import write_safetensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that diffusers looks for in a folder."""
@@ -105,7 +107,7 @@ def write_lora(
     ):
         if wanted:
             tensors = {theirs: state[ours].contiguous() for ours, theirs in wanted.items()}
-            save_file(tensors, folder / file, metadata=metadata)
+            write_safetensors(folder / file, store_all(tensors), metadata=metadata)
             written.append(folder / file)
     return written
 

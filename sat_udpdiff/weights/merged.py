@@ -43,8 +43,8 @@ def open_merged(file: Path, *, config: Config) -> StoredNetwork:
         raise ValueError(f"{file}: needs the base weights of its run: {error}") from None
     # As the run had it: a cast to its precision comes before the one of the fingerprint.
     dtype = DTYPES[config.train.precision]
-    read = ((name, stored.read().to(dtype)) for name, stored in base.items())
-    check_base(file, config=config, found=base_fingerprint(read, model=config.model))
+    found = base_fingerprint(base, lambda name: base[name].read().to(dtype), model=config.model)
+    check_base(file, config=config, found=found)
     state = {name: _merged(name, base, trained, config=config) for name in base}
     return StoredNetwork(source=file, form="udpdiff", facts=recognise(state), state=state)
 

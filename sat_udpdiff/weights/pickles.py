@@ -59,15 +59,19 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
     try:
         with _known_globals():
             return _load(path, weights_only=not trust)
+    except (ImportError, AttributeError) as error:  # trusted, and what it asks for is not here
+        raise ValueError(f"{path}: asks for code that is not on this machine ({error})") from None
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         if wanted := re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error)):
             raise ValueError(
                 f"{path}: this pickle asks for {wanted[1]}, which is no part of weights and could "
                 f"run anything; if you trust where it comes from, convert it with {TRUST}"
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, OSError) and error.strerror:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        # torch's own words advise to open it without the checks.
         raise ValueError(
-            f"{path}: not a readable weights file, cut short or of another kind ({reason})"
+            f"{path}: not a readable weights file: cut short, or not made by torch.save"
         ) from None
 
 

@@ -134,8 +134,8 @@ def check_family(facts: NetworkFacts, *, model: ModelConfig) -> None:
     if facts.reads_an_image:
         raise ValueError(
             f"these are weights of {facts.name} ({facts.in_channels} channels in, "
-            f"{facts.out_channels} out: half of the input is an image); a text-to-video "
-            "CogVideoX is needed, such as THUDM/CogVideoX-5b"
+            f"{facts.out_channels} out), which reads an image besides; a text-to-video CogVideoX "
+            "is needed, such as THUDM/CogVideoX-5b"
         )
     numbers = (
         "num_layers", "hidden_size", "num_heads", "time_embed_dim", "text_dim", "patch_size",

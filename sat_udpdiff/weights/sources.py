@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sat_udpdiff.weights.codec_map import holds_codec
 from sat_udpdiff.weights.find import DIFFUSERS_STEM
 from sat_udpdiff.weights.key_map import is_diffusers, strip_sat_prefix, to_sat
 from sat_udpdiff.weights.pickles import load_pickle
@@ -38,6 +39,8 @@ class StoredNetwork:
     facts: NetworkFacts
     state: State
     """Under SAT's names, without prefix."""
+    holds_codec: bool = False
+    """Whether the codec lies in the same file, as SAT users save it."""
 
 
 def open_network(source: Path, *, trust: bool = False) -> StoredNetwork:
@@ -50,7 +53,8 @@ def open_network(source: Path, *, trust: bool = False) -> StoredNetwork:
     Raises:
         ValueError: Damaged, incomplete, or no CogVideoX; names the file, and the keys.
     """
-    form, state = _read(source, trust=trust)
+    form, everything = _read(source, trust=trust)
+    state = everything if form == "diffusers" else strip_sat_prefix(everything)
     try:
         check_tensors(state)
         facts = recognise(state)
@@ -60,19 +64,23 @@ def open_network(source: Path, *, trust: bool = False) -> StoredNetwork:
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     return StoredNetwork(
-        source=source, form=form, facts=_with_positions(facts, source), state=state
+        source=source,
+        form=form,
+        facts=_with_positions(facts, source),
+        state=state,
+        holds_codec=form == "sat" and holds_codec(everything),
     )
 
 
 def _read(source: Path, *, trust: bool) -> tuple[Form, State]:
     if source.is_dir() and is_zero_folder(source):
-        return "zero", strip_sat_prefix(read_zero_folder(source, trust=trust))
+        return "zero", read_zero_folder(source, trust=trust)
     if source.is_dir():
         return "diffusers", read_sharded(source, stem=DIFFUSERS_STEM)
     if source.suffix == ".safetensors":
         state = read_safetensors(source)
-        return ("diffusers", state) if is_diffusers(state) else ("udpdiff", strip_sat_prefix(state))
-    return "sat", strip_sat_prefix(read_pickle(source, trust=trust))
+        return ("diffusers" if is_diffusers(state) else "udpdiff"), state
+    return "sat", read_pickle(source, trust=trust)
 
 
 def read_pickle(path: Path, *, trust: bool = False) -> dict[str, StoredTensor]:
@@ -106,10 +114,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(
             f"{path}: not a readable safetensors file, cut short or of another kind ({error})"
         ) from None
+    if unknown := sorted({part.get_dtype() for part in slices.values()} - _DTYPES.keys()):
+        raise ValueError(f"{path}: expected {', '.join(_DTYPES)}, got tensors of {unknown[0]}")
     return {
         name: StoredTensor(
             shape=tuple(part.get_shape()),
-            dtype=_DTYPES.get(part.get_dtype(), torch.uint8),
+            dtype=_DTYPES[part.get_dtype()],
             read=lambda name=name: file.get_tensor(name),
         )
         for name, part in slices.items()

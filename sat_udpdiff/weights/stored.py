@@ -7,6 +7,7 @@ numbers; whoever consumes it holds one tensor at a time.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -74,14 +75,25 @@ def cast(name: str, stored: StoredTensor, dtype: torch.dtype) -> StoredTensor:
 
 
 def chunk(stored: StoredTensor, count: int) -> list[StoredTensor]:
-    """Equal parts along dim 0, as `Tensor.chunk`; the length must be a multiple of `count`."""
+    """Equal parts along dim 0, as `Tensor.chunk`; the length must be a multiple of `count`.
+
+    The whole is read once for all parts that are held at the same time.
+    """
     if stored.shape[0] % count:
         raise ValueError(f"expected a first dim that {count} divides, got {stored.shape}")
     rows = stored.shape[0] // count
+    last: list[weakref.ref[Tensor]] = []
+
+    def whole() -> Tensor:
+        held = last[0]() if last else None  # alive as long as a view of it is
+        if held is None:
+            held = stored.read()
+            last[:] = [weakref.ref(held)]
+        return held
 
     def part(first: int) -> StoredTensor:
         shape = (rows, *stored.shape[1:])
-        read = lambda: stored.read()[first : first + rows]  # noqa: E731 - a view, made late
+        read = lambda: whole()[first : first + rows]  # noqa: E731 - a view, made late
         return StoredTensor(shape=shape, dtype=stored.dtype, read=read)
 
     return [part(k * rows) for k in range(count)]

@@ -40,6 +40,16 @@ def read_zero_folder(folder: Path, *, trust: bool = False) -> dict[str, StoredTe
         ValueError: A shard is missing or damaged, or the checkpoint is model-parallel; names it.
     """
     files = _shard_files(folder)
+    try:
+        return _read_shards(folder, files, trust=trust)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: its shards are not those of DeepSpeed's ZeRO that are known here: "
+            f"{type(error).__name__} {error}"
+        ) from None
+
+
+def _read_shards(folder: Path, files: Sequence[Path], *, trust: bool) -> dict[str, StoredTensor]:
     shards = [load_pickle(file, trust=trust)["optimizer_state_dict"] for file in files]
     first = shards[0]
     counts = first["partition_count"]

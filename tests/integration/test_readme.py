@@ -59,7 +59,7 @@ def test_every_command_of_the_readme_works(tmp_path):
     captions = [{"path": f"{name}.mp4", "caption": "squares"} for name in ("one", "two")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)) + "\n")
     shown = commands()
-    assert len(shown) == 12
+    assert len(shown) == 13
     for words in shown:
         ready = prepared(words, tmp_path)
         done = subprocess.run(

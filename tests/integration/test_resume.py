@@ -60,7 +60,7 @@ def interrupt(command: list[str], env: dict, *, when: Path, by: signal.Signals) 
 
 @pytest.fixture(scope="module")
 def runs(small_world, launch, user_env, tmp_path_factory) -> tuple[Path, Path]:
-    """An unbroken run, and one that SIGKILL and SIGTERM ended before it went to the end."""
+    """An unbroken run, and one that SIGKILL, SIGTERM and Ctrl-C ended before its end."""
     unbroken, broken = (tmp_path_factory.mktemp(name) for name in ("unbroken", "broken"))
     done = launch([sys.executable, *small_world.train_command(unbroken, *OVERRIDES)])
     assert done.returncode == 0, done.stderr
@@ -73,6 +73,10 @@ def runs(small_world, launch, user_env, tmp_path_factory) -> tuple[Path, Path]:
     assert status == 0, errors
     assert "resuming after step 4" in errors
     assert "to resume, run the same command again" in errors
+    third = broken / "checkpoints/step_00000012"
+    status, errors = interrupt(command, user_env, when=third, by=signal.SIGINT)
+    assert status == 0, errors
+    assert "stopped by a signal" in errors
     done = launch(command)
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stderr

@@ -72,6 +72,17 @@ def test_the_first_rank_reads_and_sends_every_weight(monkeypatch, sent, network)
     assert (sent[0] == 1).all()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_make_the_groups_of_a_network_before_one_looks_at_weights(monkeypatch, rank):
+    """They are made together; a rank that makes them alone waits for ever."""
+    order = []
+    monkeypatch.setattr(setup, "ensure_model_parallel", lambda: order.append("groups"))
+    monkeypatch.setattr(setup, "check_start", lambda config: order.append("check"))
+    monkeypatch.setattr(ranks, "gather", lambda value, place: [(None, None)] * 2)
+    setup.check_weights(CONFIG, place=place(rank), resume_point=None)
+    assert order == (["groups"] if rank else ["groups", "check"])
+
+
 def test_other_ranks_have_adapters_to_receive(monkeypatch, sent, network):
     config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=4))
     monkeypatch.setattr(ranks, "gather", lambda value, place: [(LOADED, None), value])

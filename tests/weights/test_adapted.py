@@ -72,7 +72,7 @@ def test_a_start_has_the_expanded_base_and_fresh_adapters(base_file):
     by_hand.load_state_dict(plain.state_dict())
     add_adapters(by_hand, LORA, seed=0)
     expected = by_hand.state_dict()
-    assert loaded.source == str(base_file)
+    assert loaded.source == f"{base_file}, expanded from 4 to 8 channels"
     assert adapted.state_dict().keys() == expected.keys()
     assert all(value.equal(expected[name]) for name, value in adapted.state_dict().items())
     assert any(map(is_adapter, expected))

@@ -212,6 +212,25 @@ class TestCodec:
 
         assert VideoCodec.load(config.codec).latent_channels == 16
 
+    def test_the_one_that_a_sat_user_saved_with_everything_goes_along(self, sat, tmp_path):
+        module = {k: v.clone() for k, v in load_pickle(network_file(sat))["module"].items()}
+        codec = load_pickle(sat / SAT_CODEC_FILE)["state_dict"]
+        module |= {f"first_stage_model.{key}": value.clone() for key, value in codec.items()}
+        torch.save({"module": module}, network_file(sat))
+        shutil.rmtree(sat / "vae")
+        assert run(sat, tmp_path / "out", "--to", "sat") == 0
+        found = load_pickle(tmp_path / "out" / SAT_CODEC_FILE)["state_dict"]
+        assert found.keys() == codec.keys()
+        assert all(torch.equal(found[key], codec[key]) for key in codec)
+
+    def test_a_damaged_one_is_not_handed_on(self, tmp_path, capsys):
+        assert run("tiny", tmp_path / "dif", "--to", "diffusers") == 0
+        file = tmp_path / "dif" / "vae" / "diffusion_pytorch_model.safetensors"
+        os.truncate(file, file.stat().st_size // 2)
+        for form in ("diffusers", "sat"):
+            error = refused(capsys, tmp_path / "dif", tmp_path / "out", "--to", form)
+            assert f"{file}: not a readable safetensors file, cut short" in error
+
     def test_a_damaged_one_is_named_key_by_key(self, sat, tmp_path, capsys):
         file = sat / SAT_CODEC_FILE
         state = dict(load_pickle(file)["state_dict"])
@@ -220,6 +239,44 @@ class TestCodec:
         torch.save({"state_dict": state}, file)
         error = refused(capsys, sat, tmp_path / "out", "--to", "udpdiff")
         assert "3d-vae.pt: not the weights of the video codec: 1 missing key: dec" in error
+
+
+class TestConfiguration:
+    """Whose configuration a conversion takes."""
+
+    def test_a_folder_may_be_moved(self, tmp_path):
+        assert run("tiny", tmp_path / "a", "--to", "diffusers") == 0
+        (tmp_path / "a").rename(tmp_path / "b")
+        assert run(tmp_path / "b", tmp_path / "c", "--to", "diffusers") == 0
+        assert (tmp_path / "c" / "text_encoder" / "model.safetensors").is_file()
+        config = load_config([str(tmp_path / "c" / "config.yaml")])
+        assert config.codec.weights == config.text.weights == str(tmp_path / "c")
+
+    def test_that_of_another_folder_is_not_taken(self, release, tmp_path, monkeypatch, capsys):
+        foreign = tmp_path / "config.yaml"
+        foreign.write_text("model: {num_layers: 3}\n")
+        monkeypatch.chdir(tmp_path)
+        for source in (release, "tiny"):
+            assert run(source, tmp_path / f"of_{Path(source).name}", "--to", "udpdiff") == 0
+        assert "described by" not in capsys.readouterr().out
+
+    def test_its_own_is_taken_and_named(self, tmp_path, capsys):
+        words = ("--expand", "duplicate", "colormap.segmentation=location_aware")
+        assert run("tiny", tmp_path / "a", "--to", "sat", *words) == 0
+        capsys.readouterr()
+        for number, place in enumerate(("a", "a/transformer", "a/transformer/1")):
+            assert run(tmp_path / place, tmp_path / f"{number}", "--to", "udpdiff") == 0
+            assert f"described by {tmp_path / 'a' / 'config.yaml'}" in capsys.readouterr().out
+            config = load_config([str(tmp_path / f"{number}" / "config.yaml")])
+            assert config.colormap.segmentation == "location_aware"
+
+    def test_what_the_user_gives_wins_over_expansion(self, release, tmp_path, capsys):
+        words = ("--to", "udpdiff", "--expand", "duplicate")
+        assert run(release, tmp_path / "a", *words, *bases("tiny", "depth")) == 0
+        config = load_config([str(tmp_path / "a" / "config.yaml")])
+        assert (config.data.tasks, config.model.task_signal) == (("depth",), "none")
+        error = refused(capsys, release, tmp_path / "b", *words, *bases("tiny", "baseline"))
+        assert "model.dense_groups: expected 1 together with --expand, got 0" in error
 
 
 class TestRefusals:
@@ -247,7 +304,7 @@ class TestRefusals:
         state[key] = torch.cat([state[key]] * 2, dim=1)
         torch.save({"module": state}, file)
         error = refused(capsys, release, tmp_path / "out", "--to", "udpdiff")
-        assert "image-to-video (32 channels in, 16 out: half of the input is an image)" in error
+        assert "image-to-video (32 channels in, 16 out), which reads an image" in error
 
     def test_image_to_video_weights_of_diffusers(self, tmp_path, capsys):
         state = to_diffusers(network_state(made("tiny", "baseline"), torch.bfloat16))
@@ -348,12 +405,35 @@ class TestRefusals:
         assert "make one dense map and do not say which" in error
 
     def test_a_place_that_is_taken(self, release, tmp_path, capsys):
-        (tmp_path / "out").mkdir()
+        assert run(release, tmp_path / "out", "--to", "udpdiff") == 0
         (tmp_path / "out" / "mine").touch()
-        error = refused(capsys, release, tmp_path / "out", "--to", "sat")
-        assert "exists already; give --overwrite" in error
+        for words in ((), ("--dry-run",)):
+            error = refused(capsys, release, tmp_path / "out", "--to", "sat", *words)
+            assert "exists already; give --overwrite" in error
         assert run(release, tmp_path / "out", "--to", "udpdiff", "--overwrite") == 0
         assert not (tmp_path / "out" / "mine").exists()
+
+    def test_a_folder_of_something_else_is_never_replaced(self, release, tmp_path, capsys):
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "thesis.txt").touch()
+        words = (tmp_path / "precious", "--to", "sat", "--overwrite")
+        assert "expected an older conversion to replace" in refused(capsys, release, *words)
+        assert (tmp_path / "precious" / "thesis.txt").exists()
+
+    def test_what_the_result_points_to_is_never_replaced(self, tmp_path, capsys):
+        assert run("tiny", tmp_path / "dif", "--to", "diffusers") == 0
+        assert run(tmp_path / "dif", tmp_path / "ours", "--to", "udpdiff") == 0
+        words = (tmp_path / "dif", "--to", "udpdiff", "--overwrite")
+        error = refused(capsys, tmp_path / "ours", *words)
+        assert "expected a folder other than the source" in error
+
+    def test_a_link_keeps_pointing_to_the_folder(self, release, tmp_path):
+        (tmp_path / "link").symlink_to(tmp_path / "target")
+        for words in ((), ("--overwrite",)):
+            assert run(release, tmp_path / "link", "--to", "udpdiff", *words) == 0
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "target" / "network.safetensors").is_file()
+        assert len(list(tmp_path.iterdir())) == 3
 
     def test_the_source_is_never_replaced(self, release, capsys):
         for target in (release, release / "transformer"):
@@ -365,7 +445,7 @@ class TestRefusals:
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         error = refused(capsys, release, tmp_path / "out", "--to", "sat")
-        assert "no space: the network takes" in error
+        assert "no space: the result takes" in error
 
     def test_a_failure_in_the_middle_leaves_the_older_folder(
         self, release, tmp_path, capsys, monkeypatch

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.loaders.lora_pipeline import CogVideoXLoraLoaderMixin
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
@@ -28,6 +27,7 @@ from sat_udpdiff.diffusion.guidance import guide
 from sat_udpdiff.encoders.vae import decode_latents, enable_tiling, spatial_compression
 from sat_udpdiff.generation import check_task, decode_dense
 from sat_udpdiff.pipeline.settings import settings_of
+from sat_udpdiff.pipeline.udpdiff.adapters import AdapterLoading
 from sat_udpdiff.pipeline.udpdiff.callbacks import Callback, SamplingState, StepCallback
 from sat_udpdiff.pipeline.udpdiff.inputs import (
     Request,
@@ -44,7 +44,7 @@ from sat_udpdiff.pipeline.udpdiff.transformer import UDPDiffTransformer3DModel
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-class UDPDiffPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
+class UDPDiffPipeline(DiffusionPipeline, AdapterLoading):
     """Text to a video and its segmentation or depth.
 
     Args:
