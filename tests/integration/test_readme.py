@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ def commands() -> list[list[str]]:
     return [words for words in found if words and words[0] != "source"]
 
 
+def free_port() -> str:
+    """A port of its own: another run on this machine may have deepspeed's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def prepared(words: list[str], folder: Path) -> list[str]:
     """The same command with this Python, and all folders below `folder`."""
     names = "|".join(map(re.escape, FOLDERS))
@@ -43,7 +51,8 @@ def prepared(words: list[str], folder: Path) -> list[str]:
     for marker, more in SHORTER.items():
         words += more if marker in words else []
     if words[0] == "deepspeed":
-        return [sys.executable, str(Path(sys.executable).parent / "deepspeed"), *words[1:]]
+        launcher = [sys.executable, str(Path(sys.executable).parent / "deepspeed")]
+        return [*launcher, "--master_port", free_port(), *words[1:]]
     assert words[0] == "python"
     return [sys.executable, *words[1:]]
 
