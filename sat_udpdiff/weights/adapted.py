@@ -22,8 +22,8 @@ from sat_udpdiff.model.transformer import UDPDiffTransformer
 from sat_udpdiff.weights import load
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 from sat_udpdiff.weights.fingerprint import fingerprint_of
-from sat_udpdiff.weights.load import differences
 from sat_udpdiff.weights.lora_map import read_lora
+from sat_udpdiff.weights.names import differences
 from sat_udpdiff.weights.run_folder import BASE_FINGERPRINT
 from sat_udpdiff.weights.sources import read_safetensors
 from sat_udpdiff.weights.stored import State, read_all, store_all
@@ -153,7 +153,8 @@ def check_adapters(
     """
     own = network.state_dict()
     expected = {name: tuple(value.shape) for name, value in own.items() if is_wanted(name)}
-    if problems := differences(state, expected=expected):
+    found = {name: stored.shape for name, stored in state.items()}
+    if problems := differences(found, expected=expected):
         raise ValueError(
             f"{file}: not the adapters of this lora.rank, lora.targets and model: "
             f"{'; '.join(problems)}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from sat_udpdiff.weights.names import listed
+from sat_udpdiff.weights.names import differences
 from sat_udpdiff.weights.stored import State, StoredTensor
 
 _T = TypeVar("_T")
@@ -82,9 +82,6 @@ def check_codec(state: State, *, expected: Mapping[str, tuple[int, ...]]) -> Non
     Raises:
         ValueError: Names every missing, unexpected and mis-shaped key.
     """
-    problems = listed("missing", sorted(expected.keys() - state.keys()))
-    problems += listed("unexpected", sorted(state.keys() - expected.keys()))
-    both = expected.keys() & state.keys()
-    problems += listed("mis-shaped", sorted(k for k in both if expected[k] != state[k].shape))
-    if problems:
+    found = {name: stored.shape for name, stored in state.items()}
+    if problems := differences(found, expected=expected):
         raise ValueError(f"not the weights of the video codec: {'; '.join(problems)}")

@@ -16,7 +16,7 @@ from sat_udpdiff.model.task_embedding import TASK_TABLE_KEY
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network, initialise
 from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.key_map import is_ignored
-from sat_udpdiff.weights.names import listed
+from sat_udpdiff.weights.names import differences
 from sat_udpdiff.weights.recognise import check_family
 from sat_udpdiff.weights.sources import StoredNetwork, open_network
 from sat_udpdiff.weights.stored import State, read_all, store_all
@@ -135,17 +135,6 @@ def check_shapes(
     Raises:
         ValueError: Names every missing, unexpected and mis-shaped key.
     """
-    if problems := differences(state, expected=expected):
-        raise ValueError(f"{stored.source}: not the weights of this network: {'; '.join(problems)}")
-
-
-def differences(state: State, *, expected: dict[str, tuple[int, ...]]) -> list[str]:
-    """Every missing, unexpected and mis-shaped key, in one phrase per kind; [] where all fit."""
     found = {name: value.shape for name, value in state.items()}
-    problems = listed("missing", sorted(expected.keys() - found.keys()))
-    problems += listed("unexpected", sorted(found.keys() - expected.keys()))
-    wrong: dict[str, list[str]] = {}
-    for name in sorted(expected.keys() & found.keys()):
-        if expected[name] != found[name]:
-            wrong.setdefault(f"expected {expected[name]}, got {found[name]}", []).append(name)
-    return problems + [f"{listed('mis-shaped', those)[0]} ({how})" for how, those in wrong.items()]
+    if problems := differences(found, expected=expected):
+        raise ValueError(f"{stored.source}: not the weights of this network: {'; '.join(problems)}")

@@ -1,7 +1,7 @@
 """Names of tensors in messages: all of them, and still short."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # The first number between dots: the layer, or the level of the codec.
 _NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")
@@ -13,6 +13,24 @@ def listed(what: str, names: Iterable[str]) -> list[str]:
     if not names:
         return []
     return [f"{len(names)} {what} {'key' if len(names) == 1 else 'keys'}: {shortened(names)}"]
+
+
+def differences(
+    found: Mapping[str, tuple[int, ...]], *, expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Every missing, unexpected and mis-shaped key, a phrase per kind; [] where all fit.
+
+    Args:
+        found: Shapes by name.
+        expected: Shapes by name of what shall hold them.
+    """
+    problems = listed("missing", sorted(expected.keys() - found.keys()))
+    problems += listed("unexpected", sorted(found.keys() - expected.keys()))
+    wrong: dict[str, list[str]] = {}
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name] != found[name]:
+            wrong.setdefault(f"expected {expected[name]}, got {found[name]}", []).append(name)
+    return problems + [f"{listed('mis-shaped', those)[0]} ({how})" for how, those in wrong.items()]
 
 
 def shortened(names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from sat_udpdiff.config import ModelConfig
 from sat_udpdiff.model.patches import repeat_first_frame
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.weights.key_map import diffusers_to_sat, sat_to_diffusers
+from tests.parity.test_network_parity import randomise
 
 HEAD, HEADS, LAYERS = 64, 2, 3
 TEXT, TEXT_DIM = 10, 40
@@ -31,20 +32,6 @@ CONFIG = ModelConfig(
     activation_checkpointing="none",
     task_signal="none",
 )
-
-
-def randomise(network, seed=0):
-    """Every parameter away from its usual start: zeros and ones hide faults."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if "norm" in name and name.endswith("weight") and parameter.ndim == 1:
-                parameter.copy_(1 + 0.2 * noise)
-            else:
-                fan_in = 25 if parameter.ndim == 1 else parameter[0].numel()
-                parameter.copy_(noise / fan_in**0.5)
-    return network
 
 
 def make_pair(dtype, *, groups=1, patch=2, patch_bias=False):

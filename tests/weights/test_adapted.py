@@ -14,20 +14,8 @@ from sat_udpdiff.model.low_rank import add_adapters, is_adapter, is_trained, mer
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.weights.adapted import check_start, load_weights
 from sat_udpdiff.weights.lora_map import DENSE_FILE, LORA_FILE, read_lora, write_lora
+from tests.weights.test_load_weights import BASE, DENSE
 
-BASE = ModelConfig(
-    family="tiny",
-    num_layers=2,
-    hidden_size=32,
-    num_heads=2,
-    time_embed_dim=16,
-    text_dim=8,
-    text_length=4,
-    latent_channels=4,
-    dense_groups=0,
-    task_signal="none",
-)
-DENSE = replace(BASE, dense_groups=1, task_signal="embedding")
 LORA = LoraConfig(rank=4, alpha=6.0)
 
 
