@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import textwrap
 from operator import attrgetter
 from typing import get_type_hints
 
-from sat_udpdiff import config as config_module
 from sat_udpdiff.config import Config
 from sat_udpdiff.config_sources import setting_types
 from sat_udpdiff.config_values import describe
@@ -16,13 +16,17 @@ from sat_udpdiff.config_values import describe
 _WIDTH = 100
 
 
-def describe_settings() -> str:
-    """Every setting with its type, default and meaning, as text for a terminal."""
-    defaults = Config()
-    meanings = setting_docs()
+def describe_settings(cls: type = Config) -> str:
+    """Every setting with its type, default and meaning, as text for a terminal.
+
+    Args:
+        cls: Dataclass of settings, all of which have defaults.
+    """
+    defaults = cls()
+    meanings = setting_docs(cls)
     lines: list[str] = []
     section = ""
-    for key, kind in setting_types().items():
+    for key, kind in setting_types(cls).items():
         if key.rpartition(".")[0] != section:
             section = key.rpartition(".")[0]
             lines += ["", f"{section}: {meanings.get(section, '')}".rstrip(": ")]
@@ -36,18 +40,19 @@ def describe_settings() -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def setting_docs() -> dict[str, str]:
+def setting_docs(cls: type = Config) -> dict[str, str]:
     """Dotted key -> the string under the field; section -> the docstring of its class."""
-    tree = ast.parse(inspect.getsource(config_module))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    docs: dict[str, str] = {}
-    for section, kind in get_type_hints(Config).items():
-        if kind.__name__ not in classes:
-            continue
-        node = classes[kind.__name__]
-        docs[section] = _first_line(ast.get_docstring(node) or "")
-        docs |= {f"{section}.{name}": text for name, text in _field_docs(node).items()}
-    docs |= _field_docs(classes["Config"])
+    return _docs_below(cls, prefix="")
+
+
+def _docs_below(cls: type, *, prefix: str) -> dict[str, str]:
+    node = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(node, ast.ClassDef)
+    docs = {f"{prefix}{name}": text for name, text in _field_docs(node).items()}
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            docs[f"{prefix}{name}"] = _first_line(kind.__doc__ or "")
+            docs |= _docs_below(kind, prefix=f"{prefix}{name}.")
     return docs
 
 

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -22,6 +22,7 @@ from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_checks import check_device, notes, require, validate
 from sat_udpdiff.config_sources import (
     Setting,
+    build,
     read_file,
     read_override,
     read_value,
@@ -67,11 +68,11 @@ def load_config(base: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         settings.update(read_file(Path(path)))
     for override in overrides:
         settings.update(read_override(override))
-    config = _build(Config, {key: setting.value for key, setting in settings.items()})
+    config = build(Config, {key: setting.value for key, setting in settings.items()})
     try:
         validate(config)
     except ConfigError as error:
-        raise ConfigError(f"{error}{_origins(error.keys, settings)}", keys=error.keys) from None
+        raise ConfigError(f"{error}{origins(error.keys, settings)}", keys=error.keys) from None
     return config
 
 
@@ -87,7 +88,7 @@ def config_of(values: Mapping[str, Any], *, source: str) -> Config:
     """
     typed = {key: read_value(key, value, source=source) for key, value in values.items()}
     try:
-        config = _build(Config, typed)
+        config = build(Config, typed)
         validate(config)
     except ConfigError as error:
         raise ConfigError(f"{error} (from {source})", keys=error.keys) from None
@@ -113,7 +114,7 @@ def dump_config(config: Config) -> str:
 
 def to_values(config: Config) -> dict[str, Any]:
     """`config` as nested dictionaries, lists and scalars, for YAML, JSON and wandb."""
-    return _plain(dataclasses.asdict(config))
+    return plain(dataclasses.asdict(config))
 
 
 def parse_cli(
@@ -195,26 +196,16 @@ class _HelpConfig(argparse.Action):
         parser.exit()
 
 
-def _build(cls: type, values: Mapping[str, Any], *, prefix: str = "") -> Any:
-    arguments: dict[str, Any] = {}
-    for name, kind in get_type_hints(cls).items():
-        key = f"{prefix}{name}"
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            arguments[name] = _build(kind, values, prefix=f"{key}.")
-        elif key in values:
-            arguments[name] = values[key]
-    return cls(**arguments)
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What `dataclasses.asdict` made, with tuples as lists: for YAML and JSON."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
-def _origins(keys: Sequence[str], settings: Mapping[str, Setting]) -> str:
+def origins(keys: Sequence[str], settings: Mapping[str, Setting]) -> str:
     """Where the settings of a failed check were written, for the end of its message."""
     if not keys:
         return ""

@@ -8,12 +8,14 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
 from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_values import Mismatch, hint, is_text, parse, shown, text_node
+
+_Settings = TypeVar("_Settings")
 
 _COMMAND_LINE = "the command line"
 
@@ -27,15 +29,33 @@ class Setting:
 
 
 @cache
-def setting_types() -> Mapping[str, Any]:
-    """Dotted key of every setting -> its type, in the order of the dataclasses."""
-    return dict(_flatten(Config, prefix=""))
+def setting_types(cls: type = Config) -> Mapping[str, Any]:
+    """Dotted key of every setting -> its type, in the order of the dataclasses.
+
+    Args:
+        cls: Dataclass whose fields are settings, or sections: dataclasses themselves.
+    """
+    return dict(_flatten(cls, prefix=""))
 
 
-def read_file(path: Path) -> dict[str, Setting]:
+def build(cls: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    """An instance of a dataclass of settings; what `values` lacks is the default.
+
+    Args:
+        cls: See `setting_types`.
+        values: Dotted key -> value of the right type.
+    """
+    return _build(cls, values, prefix="")
+
+
+def read_file(path: Path, *, cls: type = Config) -> dict[str, Setting]:
     """The settings of one YAML file, by dotted key.
 
     Nodes are composed but never constructed, so no tag of the file can name a Python object.
+
+    Args:
+        path: The file.
+        cls: See `setting_types`.
 
     Raises:
         ConfigError: The file cannot be read, is not YAML, or holds a wrong key or value.
@@ -51,11 +71,15 @@ def read_file(path: Path) -> dict[str, Setting]:
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}: expected sections such as `train:`, got {shown(node)}")
-    return _read_node(node, key="", source=str(path))
+    return _read_node(node, key="", source=str(path), types=setting_types(cls))
 
 
-def read_override(override: str) -> dict[str, Setting]:
+def read_override(override: str, *, cls: type = Config) -> dict[str, Setting]:
     """The settings of one `dotted.key=value` word of the command line.
+
+    Args:
+        override: The word.
+        cls: See `setting_types`.
 
     Raises:
         ConfigError: It is not of that form, or holds a wrong key or value.
@@ -65,8 +89,10 @@ def read_override(override: str) -> dict[str, Setting]:
         advice = "files are given after --base" if Path(key).suffix else "as in train.steps=100"
         raise ConfigError(f"{override}: expected key=value on the command line ({advice})")
     key = key.strip()
-    _check_key(key, source=_COMMAND_LINE)
-    return _read_node(_override_node(key, text=text), key=key, source=_COMMAND_LINE)
+    types = setting_types(cls)
+    _check_key(key, source=_COMMAND_LINE, types=types)
+    node = _override_node(text, kind=types.get(key), key=key)
+    return _read_node(node, key=key, source=_COMMAND_LINE, types=types)
 
 
 def read_value(key: str, value: Any, *, source: str) -> Any:
@@ -83,24 +109,26 @@ def read_value(key: str, value: Any, *, source: str) -> Any:
         raise ConfigError(f"{where}: {error} (from {source})", keys=(key,)) from None
 
 
-def _override_node(key: str, *, text: str) -> yaml.Node:
+def _override_node(text: str, *, kind: Any, key: str) -> yaml.Node:
     """The value of an override; words stay as the shell passed them (`a: b`, `@x`, `#1`)."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader) or text_node("")
     except yaml.YAMLError as error:
-        if not is_text(setting_types().get(key)):
+        if not is_text(kind):
             raise ConfigError(f"{key}{_yaml_problem(error)} (from {_COMMAND_LINE})") from None
         return text_node(text)
     is_quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
-    return text_node(text) if is_text(setting_types().get(key)) and not is_quoted else node
+    return text_node(text) if is_text(kind) and not is_quoted else node
 
 
-def _read_node(node: yaml.Node, *, key: str, source: str) -> dict[str, Setting]:
+def _read_node(
+    node: yaml.Node, *, key: str, source: str, types: Mapping[str, Any]
+) -> dict[str, Setting]:
     """The settings at and below `key`, converted to their types."""
     place = f"{source} line {node.start_mark.line + 1}" if source != _COMMAND_LINE else source
-    if key in setting_types():
+    if key in types:
         try:
-            return {key: Setting(value=parse(node, kind=setting_types()[key]), source=place)}
+            return {key: Setting(value=parse(node, kind=types[key]), source=place)}
         except Mismatch as error:
             where = key if error.index is None else f"{key}[{error.index}]"
             raise ConfigError(f"{where}: {error} (from {place})", keys=(key,)) from None
@@ -108,7 +136,7 @@ def _read_node(node: yaml.Node, *, key: str, source: str) -> dict[str, Setting]:
         # `train:` with every key below it commented out.
         if isinstance(node, yaml.ScalarNode) and node.value == "":
             return {}
-        keys = ", ".join(sorted(name for name in setting_types() if name.startswith(f"{key}.")))
+        keys = ", ".join(sorted(name for name in types if name.startswith(f"{key}.")))
         message = f"{key}: expected a section with {keys}, got {shown(node)} (from {place})"
         raise ConfigError(message, keys=(key,))
     settings: dict[str, Setting] = {}
@@ -119,16 +147,16 @@ def _read_node(node: yaml.Node, *, key: str, source: str) -> dict[str, Setting]:
         if name in seen:
             raise ConfigError(f"{name}: written twice (from {line})", keys=(name,))
         seen.add(name)
-        _check_key(name, source=line)
-        settings.update(_read_node(child, key=name, source=source))
+        _check_key(name, source=line, types=types)
+        settings.update(_read_node(child, key=name, source=source, types=types))
     return settings
 
 
-def _check_key(key: str, *, source: str) -> None:
+def _check_key(key: str, *, source: str, types: Mapping[str, Any]) -> None:
     """Raise unless `key` is a setting or a section."""
-    known = setting_types()
+    known = types
     sections = dict.fromkeys(name.partition(".")[0] for name in known if "." in name)
-    if key in known or key in sections:
+    if key in known or any(name.startswith(f"{key}.") for name in known):
         return
     # The right name in the wrong section, or with its section left out, says more than spelling.
     last = key.rpartition(".")[2]
@@ -145,6 +173,17 @@ def _flatten(cls: type, *, prefix: str) -> list[tuple[str, Any]]:
         else:
             flat.append((f"{prefix}{name}", kind))
     return flat
+
+
+def _build(cls: type, values: Mapping[str, Any], *, prefix: str) -> Any:
+    arguments: dict[str, Any] = {}
+    for name, kind in get_type_hints(cls).items():
+        key = f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            arguments[name] = _build(kind, values, prefix=f"{key}.")
+        elif key in values:
+            arguments[name] = values[key]
+    return cls(**arguments)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
