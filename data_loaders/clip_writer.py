@@ -16,7 +16,7 @@ from data_loaders.schema import (
     DataError,
     Sample,
     metadata_record,
-    metadata_to_json,
+    record_to_json,
     validate_sample,
 )
 from data_loaders.shard_format import LABEL_MEMBERS, ShardInfo, shard_name
@@ -57,7 +57,7 @@ def sample_members(sample: Sample, *, rgb_codec: RgbCodec) -> dict[str, bytes]:
             files[member] = encode_labels(labels, fps=sample.fps)
     files["txt"] = sample.caption_short.encode()
     files["long.txt"] = sample.caption_long.encode()
-    files["json"] = metadata_to_json(sample).encode()
+    files["json"] = record_to_json(metadata_record(sample)).encode()
     return files
 
 

@@ -172,27 +172,64 @@ def metadata_record(sample: Sample) -> dict[str, Any]:
         sample: Clip; validated by the caller.
 
     Returns:
-        The record: schema version, key, size, captions, fps, which labels exist, provenance.
+        See `make_record`.
     """
     frames, height, width = sample.rgb.shape[:3]
+    return make_record(
+        key=sample.key,
+        size=(frames, height, width),
+        fps=sample.fps,
+        captions=(sample.caption_short, sample.caption_long),
+        has_entity_ids=sample.entity_ids is not None,
+        has_depth=sample.depth is not None,
+        meta=sample.meta,
+    )
+
+
+def make_record(  # noqa: PLR0913 - the fields of a record
+    *,
+    key: str,
+    size: tuple[int, int, int],
+    fps: float,
+    captions: tuple[str, str],
+    has_entity_ids: bool,
+    has_depth: bool,
+    meta: SampleMeta,
+) -> dict[str, Any]:
+    """The record of a clip whose arrays are encoded already; `check_record` checks it.
+
+    Args:
+        key: Of the clip.
+        size: Frames, height, width.
+        fps: Frames per second.
+        captions: Short and long.
+        has_entity_ids: Whether there is a file of ids.
+        has_depth: Whether there is a file of depth.
+        meta: Provenance.
+
+    Returns:
+        Schema version, key, size, captions, rate, which labels exist, provenance.
+    """
+    frames, height, width = size
+    caption_short, caption_long = captions
     return {
         "schema_version": SCHEMA_VERSION,
-        "key": sample.key,
+        "key": key,
         "frames": frames,
         "height": height,
         "width": width,
-        "fps": sample.fps,
-        "caption_short": sample.caption_short,
-        "caption_long": sample.caption_long,
-        "has_entity_ids": sample.entity_ids is not None,
-        "has_depth": sample.depth is not None,
-        "meta": asdict(sample.meta),
+        "fps": fps,
+        "caption_short": caption_short,
+        "caption_long": caption_long,
+        "has_entity_ids": has_entity_ids,
+        "has_depth": has_depth,
+        "meta": asdict(meta),
     }
 
 
-def metadata_to_json(sample: Sample) -> str:
-    """`metadata_record` as one line of ASCII JSON with sorted keys: equal clips, equal bytes."""
-    return json.dumps(metadata_record(sample), sort_keys=True, allow_nan=False)
+def record_to_json(record: dict[str, Any]) -> str:
+    """A record as one line of ASCII JSON with sorted keys: equal clips, equal bytes."""
+    return json.dumps(record, sort_keys=True, allow_nan=False)
 
 
 def _parse_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +276,7 @@ def check_record(record: str | bytes | dict[str, Any]) -> dict[str, Any]:
     """Check a metadata record without its arrays.
 
     Args:
-        record: What `metadata_record` or `metadata_to_json` made.
+        record: What `make_record` or `record_to_json` made.
 
     Returns:
         The record.
@@ -281,7 +318,7 @@ def sample_from_metadata(
     Labels may be left out (a loader decodes only what it needs), so their absence is no error.
 
     Args:
-        record: What `metadata_record` or `metadata_to_json` made.
+        record: What `make_record` or `record_to_json` made.
         rgb: Decoded video, 0..255.
         entity_ids: Decoded ids, if wanted.
         depth: Decoded disparity, 0..65535, if wanted.

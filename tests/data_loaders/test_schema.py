@@ -13,7 +13,7 @@ from data_loaders.schema import (
     Sample,
     SampleMeta,
     metadata_record,
-    metadata_to_json,
+    record_to_json,
     sample_from_metadata,
     validate_sample,
 )
@@ -132,7 +132,7 @@ def test_wrong_meta_is_named(sample: Sample, changes: dict[str, object], message
 
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_metadata_survive_json(sample: Sample, as_bytes: bool) -> None:
-    text = metadata_to_json(sample)
+    text = record_to_json(metadata_record(sample))
     back = sample_from_metadata(
         text.encode() if as_bytes else text,
         rgb=sample.rgb,
@@ -158,8 +158,8 @@ def test_equal_metadata_are_equal_ascii_bytes(sample: Sample) -> None:
     other = replace(
         sample, meta=replace(sample.meta, extra=dict(reversed(sample.meta.extra.items())))
     )
-    assert metadata_to_json(other) == metadata_to_json(sample)
-    assert metadata_to_json(replace(sample, caption_short="caf\u00e9")).isascii()
+    assert record_to_json(metadata_record(other)) == record_to_json(metadata_record(sample))
+    assert record_to_json(metadata_record(replace(sample, caption_short="caf\u00e9"))).isascii()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_record_without_a_field_is_refused(sample: Sample) -> None:
 
 
 def test_record_with_an_unknown_meta_field_is_refused(sample: Sample) -> None:
-    record = json.loads(metadata_to_json(sample))
+    record = json.loads(record_to_json(metadata_record(sample)))
     record["meta"]["colour"] = "red"
     with pytest.raises(DataError, match="colour"):
         sample_from_metadata(record, rgb=sample.rgb)
