@@ -55,10 +55,20 @@ def sample_members(sample: Sample, *, rgb_codec: RgbCodec) -> dict[str, bytes]:
         labels = getattr(sample, name)
         if labels is not None:
             files[member] = encode_labels(labels, fps=sample.fps)
-    files["txt"] = sample.caption_short.encode()
-    files["long.txt"] = sample.caption_long.encode()
-    files["json"] = record_to_json(metadata_record(sample)).encode()
-    return files
+    return files | record_members(metadata_record(sample))
+
+
+def record_members(record: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a sample that hold text, by member name.
+
+    Args:
+        record: See `schema.make_record`.
+    """
+    return {
+        "txt": record["caption_short"].encode(),
+        "long.txt": record["caption_long"].encode(),
+        "json": record_to_json(record).encode(),
+    }
 
 
 def write_shards(  # noqa: PLR0913 - options of one command, all but two with defaults

@@ -4,7 +4,7 @@ One HTML file that needs nothing else: videos and posters are in it.
 """
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ from data_loaders.order import color_generator
 from data_loaders.schema import DataError, check_record
 from data_loaders.shard_format import LABEL_MEMBERS, Member
 from data_loaders.shard_page_style import STYLE
-from data_loaders.shard_report import facts, histograms, human_bytes, member_rows
+from data_loaders.shard_report import Histogram, facts, histograms, human_bytes, member_rows
 from data_loaders.shards import ShardIndex, StoredSample
 from sat_udpdiff.colormaps import depth as depth_colormap
 from sat_udpdiff.colormaps import pixelplanes
@@ -26,7 +26,13 @@ _PANEL_HEIGHT = 240
 """Pixels of the height of a panel, about."""
 
 
-def page(index: ShardIndex, *, num_samples: int = 24, seed: int = 0) -> str:
+def page(
+    index: ShardIndex,
+    *,
+    num_samples: int = 24,
+    seed: int = 0,
+    more: Sequence[Histogram] = (),
+) -> str:
     """The page.
 
     A sample that is damaged is shown as damaged, with the reason.
@@ -35,6 +41,7 @@ def page(index: ShardIndex, *, num_samples: int = 24, seed: int = 0) -> str:
         index: Clips; ids and depth may be missing.
         num_samples: Samples to show, spread over the whole folder.
         seed: Of their choice, >= 0.
+        more: Histograms to show besides those of the shards.
 
     Returns:
         HTML.
@@ -54,7 +61,7 @@ def page(index: ShardIndex, *, num_samples: int = 24, seed: int = 0) -> str:
 <body>
 <header><p class="eyebrow">Shards</p><h1>{name}</h1></header>
 <main>
-{_figures(index)}
+{_figures(index, more=more)}
 <section>
 <h2>Samples <small>{len(chosen):,} of {len(index):,}, seed {seed}</small></h2>
 <div class="grid">
@@ -75,13 +82,14 @@ def choose_samples(total: int, *, num_samples: int, seed: int) -> list[int]:
     return [int(rng.integers(low, high)) for low, high in pairwise(ends)]
 
 
-def _figures(index: ShardIndex) -> str:
+def _figures(index: ShardIndex, *, more: Sequence[Histogram]) -> str:
     tiles = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in facts(index.manifest).items()
     )
     plots = "\n".join(
-        _plot(escape(histogram.title), histogram.counts) for histogram in histograms(index.manifest)
+        _plot(escape(histogram.title), histogram.counts)
+        for histogram in [*histograms(index.manifest), *more]
     )
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{count:,}</td><td>{human_bytes(size)}</td>"

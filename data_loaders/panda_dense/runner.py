@@ -12,7 +12,7 @@ import torch
 from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.models import free_device_memory
 from data_loaders.panda_dense.progress import Progress
-from data_loaders.panda_dense.stage import Clip, Dropped, Flagged, Kept, Outcome, Stage, alive
+from data_loaders.panda_dense.stage import Clip, Dropped, Flagged, Kept, Outcome, Stage, kept_by_all
 from data_loaders.panda_dense.store import Row, Store
 from data_loaders.schema import DataError
 
@@ -62,16 +62,23 @@ class StageRunner:
     Args:
         store: The data set in the making.
         stage: What to do.
-        before: Names of the stages before it, in their order; the last one's rows say which clips
-            there are.
+        before: Names of the stages before it, in their order; the clips that all of them have kept
+            are there to be done.
         settings: How.
+        loaded: Called when the model is loaded, before the first clip.
     """
 
     def __init__(
-        self, store: Store, stage: Stage, *, before: Sequence[str], settings: RunSettings
+        self,
+        store: Store,
+        stage: Stage,
+        *,
+        before: Sequence[str],
+        settings: RunSettings,
+        loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._stage, self._settings = store, stage, settings
-        self._before = tuple(before)
+        self._before, self._loaded = tuple(before), loaded
         self._is_loaded = False
         self._failures_in_a_row = 0
 
@@ -134,9 +141,11 @@ class StageRunner:
         self._write(part, rows, clips=clips)
 
     def _write(self, part: int, rows: dict[str, Row], *, clips: Sequence[Clip]) -> None:
-        # In the order of the clips, and none of clips that are no longer wanted, so that the file
-        # does not tell how it came about.
-        kept = [rows[clip.key] for clip in clips if clip.key in rows]
+        # In one order, so that the file does not tell how it came about; last what is known of
+        # clips that an earlier stage no longer keeps, which may change again.
+        wanted = [clip.key for clip in clips]
+        keys = [*wanted, *sorted(rows.keys() - set(wanted))]
+        kept = [rows[key] for key in keys if key in rows]
         is_whole = all(_is_done(rows, clip) for clip in clips)
         self._patiently(lambda: self._store.write(self._stage.name, part, kept, is_whole=is_whole))
 
@@ -145,14 +154,12 @@ class StageRunner:
         found = {stage: self._store.read(stage, part) for stage in self._before}
         return [
             Clip(
-                key=row.key,
+                key=key,
                 part=part,
-                columns={
-                    stage: rows[row.key].columns for stage, rows in found.items() if row.key in rows
-                },
+                columns={stage: rows[key].columns for stage, rows in found.items()},
                 store=self._store,
             )
-            for row in alive(found[self._before[-1]])
+            for key in kept_by_all(found)
         ]
 
     def _groups(self, clips: Sequence[Clip], *, rows: dict[str, Row]) -> Iterator[list[Clip]]:
@@ -282,6 +289,7 @@ class StageRunner:
         if not self._is_loaded:
             self._stage.load()
             self._is_loaded = True
+            self._loaded()
 
     def _watch(self, made: Sequence[Row]) -> None:
         for row in made:

@@ -131,6 +131,16 @@ class Stage(ABC):
         return None
 
 
-def alive(rows: Mapping[str, Row]) -> list[Row]:
-    """Rows of clips that go on, in their order."""
-    return [row for row in rows.values() if row.status == "kept"]
+def kept_by_all(found: Mapping[str, Mapping[str, Row]]) -> list[str]:
+    """Keys of the clips of a part that every stage has kept, in the order of the first stage.
+
+    Args:
+        found: Rows by key, by stage.
+    """
+    first, *others = found.values()
+    return [
+        key
+        for key, row in first.items()
+        if row.status == "kept"
+        and all(key in rows and rows[key].status == "kept" for rows in others)
+    ]

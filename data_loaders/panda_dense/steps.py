@@ -1,0 +1,237 @@
+"""Stages as the program sees them: what is there to do now, and is it all done."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_loaders.atomic_file import write_atomically
+from data_loaders.panda_dense import claims
+from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.runner import RunSettings, StageRunner
+from data_loaders.panda_dense.stage import Stage
+from data_loaders.panda_dense.store import Store
+from data_loaders.schema import DataError
+
+_SETTINGS, _FACTS = "settings.json", "made_by.json"
+
+
+class Step(ABC):
+    """One stage of the pipeline, done by clips or as a whole.
+
+    Args:
+        store: The data set in the making.
+        settings: How the work is done.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    """Stages whose outcome decides what this one writes."""
+
+    def __init__(self, store: Store, *, settings: RunSettings) -> None:
+        self.store, self.run_settings = store, settings
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All settings that decide what is written: JSON values."""
+
+    @abstractmethod
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do, now that the stages before are where they are."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether there is anything that could be done now, by this process or another."""
+
+    @abstractmethod
+    def advance(self) -> bool:
+        """Do what can be done now; returns whether anything was.
+
+        Raises:
+            DataError: What is there was made with other settings, or is damaged.
+            ValueError: Weights are missing.
+            OSError: The disk is full or not writable.
+        """
+
+    def forget(self) -> None:
+        """Remove all that it has done."""
+        self.store.remove(self.name)
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to check
+        """Refuse what cannot work; before anything is done.
+
+        Raises:
+            DataError: A setting is wrong.
+            ValueError: Weights are missing; names the setting and where they are to be had.
+        """
+
+    def check_settings(self) -> None:
+        """Refuse to go on with other settings than the stage began with.
+
+        Raises:
+            DataError: They differ; names them.
+        """
+        stored = _read_json(self.store.folder(self.name) / _SETTINGS)
+        if stored is None:
+            return
+        reason = difference(stored, _as_json(self.settings()))
+        if reason:
+            raise DataError(
+                f"{self.store.folder(self.name)} was made with other settings: {reason}; take the "
+                f"old ones, or have it made anew: --redo {self.name}"
+            )
+
+    def note_settings(self) -> None:
+        """Write the settings down, to be held against those of later runs."""
+        path = self.store.folder(self.name) / _SETTINGS
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(self.settings(), indent=1, sort_keys=True).encode())
+
+
+class PartStep(Step):
+    """A stage that goes clip by clip.
+
+    Args:
+        store: The data set in the making.
+        stage: What it does.
+        before: All stages before it, in their order.
+        settings: How the work is done.
+    """
+
+    def __init__(
+        self, store: Store, stage: Stage, *, before: Sequence[Step], settings: RunSettings
+    ) -> None:
+        super().__init__(store, settings=settings)
+        self.name, self.reads = stage.name, stage.reads
+        self._stage, self._before = stage, before[-1]
+        names = [step.name for step in before]
+        self._runner = StageRunner(
+            store, stage, before=names, settings=settings, loaded=self._check_facts
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Of the stage."""
+        return self._stage.settings()
+
+    def check(self) -> None:
+        """By the stage."""
+        self._stage.check()
+
+    def is_complete(self) -> bool:
+        """All parts are done, and no more will come."""
+        return self._before.is_complete() and not self._runner.parts_left()
+
+    def is_ready(self) -> bool:
+        """There are parts that the stage before has done."""
+        return bool(self._runner.parts_left())
+
+    def advance(self) -> bool:
+        """Do the parts that are ready and that no other process has."""
+        self.check_settings()
+        if not self._runner.parts_left():
+            return False
+        self.note_settings()
+        return self._runner.run() > 0
+
+    def _check_facts(self) -> None:
+        """Refuse to mix the labels of two models; called when the model is loaded."""
+        facts = self._stage.facts
+        if facts is None:
+            return
+        path = self.store.folder(self.name) / _FACTS
+        stored = _read_json(path)
+        if stored is None:
+            write_atomically(path, json.dumps(facts.as_row(), indent=1).encode())
+            return
+        for name in ("backend", "model", "revision"):
+            if stored.get(name) != getattr(facts, name):
+                raise DataError(
+                    f"{path}: the labels that are there were made by {name} {stored.get(name)!r}, "
+                    f"now it is {getattr(facts, name)!r}; have them made anew: --redo {self.name}"
+                )
+
+
+class WholeStep(Step):
+    """A stage that one process does for all clips at once, while the others wait."""
+
+    @abstractmethod
+    def do(self) -> None:
+        """Do it."""
+
+    def advance(self) -> bool:
+        """Do it, unless another process is at it."""
+        self.check_settings()
+        if self.is_complete() or not self.is_ready():
+            return False
+        path = self.store.claim_file(self.name)
+        claim = claims.take(path, stale_seconds=self.run_settings.claim_seconds)
+        if claim is None:
+            return False
+        with claim:
+            if not self.is_complete():
+                self.do()
+                self.note_settings()
+        return True
+
+
+def made_by(store: Store, stage: str) -> ModelFacts | None:
+    """What made the labels of a stage; None where it makes none, or has not begun."""
+    record = _read_json(store.folder(stage) / _FACTS)
+    return None if record is None else ModelFacts(**record)
+
+
+def redo(store: Store, steps: Sequence[Step], *, name: str) -> list[str]:
+    """Forget what a stage has done, and all that was made from it.
+
+    Args:
+        store: The data set in the making.
+        steps: All stages, in their order.
+        name: Of the stage.
+
+    Returns:
+        Names of the stages that were forgotten.
+    """
+    forgotten: list[str] = []
+    for step in steps:
+        if step.name == name or any(read in forgotten for read in step.reads):
+            step.forget()
+            forgotten.append(step.name)
+        elif forgotten:
+            # Which clips come through may change; what was found of each stays true.
+            for part in store.whole_parts(step.name):
+                store.reopen(step.name, part)
+    return forgotten
+
+
+def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], *, prefix: str = "") -> str:
+    """The first setting in which two records differ, as 'KEY was X, now Y'; '' where none does."""
+    for key in sorted({*stored, *wanted}):
+        was, now = stored.get(key), wanted.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            inner = difference(was, now, prefix=f"{prefix}{key}.")
+            if inner:
+                return inner
+        elif was != now:
+            return f"{prefix}{key} was {_short(was)}, now {_short(now)}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return record
