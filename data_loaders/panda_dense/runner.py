@@ -179,7 +179,10 @@ class StageRunner:
         started = time.perf_counter()
         try:
             outcomes = self._work(group)
+            # What pieces a clip was done in must not depend on the clip before it.
+            self._stage.restore()
         except Exception as error:
+            self._stage.restore()
             if _is_lost_device(error):
                 raise LostDeviceError(f"{type(error).__name__}: {error}") from error
             if len(group) > 1:

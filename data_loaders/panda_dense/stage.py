@@ -125,6 +125,9 @@ class Stage(ABC):
         """Work in smaller pieces within a clip; False where they are as small as can be."""
         return False
 
+    def restore(self) -> None:  # noqa: B027 - most never shrink
+        """Undo `shrink`: the next clip may be done in one piece."""
+
     @property
     def facts(self) -> ModelFacts | None:
         """What makes the labels, once it is loaded; None where no label is made."""

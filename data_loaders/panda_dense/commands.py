@@ -1,0 +1,253 @@
+"""The command line of `python -m data_loaders.panda_dense`."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from data_loaders.atomic_file import write_atomically
+from data_loaders.panda_dense import pipeline
+from data_loaders.panda_dense.fleet import NEW_PROCESS, python_command, run_fleet
+from data_loaders.panda_dense.runner import LostDeviceError, TooManyFailuresError
+from data_loaders.panda_dense.settings import PandaConfig, dump, load, resolve_device
+from data_loaders.panda_dense.stages import STAGES, make_steps
+from data_loaders.panda_dense.status import status_of, table
+from data_loaders.panda_dense.steps import Step, redo
+from data_loaders.panda_dense.store import Store
+from data_loaders.schema import DataError
+from sat_udpdiff.config import ConfigError
+
+_CONFIG = "config.yaml"
+_DESCRIPTION = """\
+Build Panda-Dense: videos to shards with captions, entity masks and depth.
+
+    run        all stages, from videos to shards
+    ingest filter select cut segment propagate depth caption write
+               one stage, of what the stages before it have done
+    status     what is done, what was left out, and why
+    plan       time, memory and space that the whole would take
+    convert    EntitySeg's published checkpoints to a folder that `segment` reads
+
+To go on after an interruption, on any number of machines, run the same command again; processes
+that run at the same time share the work. OUT/config.yaml keeps the settings for later commands."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_loaders.panda_dense",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in ("run", *STAGES):
+        stage = commands.add_parser(name, help="all stages" if name == "run" else "one stage")
+        _add_config(stage)
+        stage.add_argument("--workers", type=_count, help="processes (default: one for each GPU)")
+        stage.add_argument("--dry-run", action="store_true", help="say what would be done, and end")
+        stage.add_argument("--redo", choices=STAGES, metavar="STAGE",
+                           help="forget what this stage has done, and what was made from it")  # fmt: skip
+        stage.add_argument("--retry", metavar="REASON", action="append", default=[],
+                           help="try clips again that were left out for this reason; 'failed': "
+                           "all that could not be done")  # fmt: skip
+        stage.add_argument("--again", action="store_true",
+                           help="list the videos again: new ones are added at the end")  # fmt: skip
+    show = commands.add_parser("status", help="what is done, what was left out, and why")
+    show.add_argument("--output", type=Path, required=True, metavar="OUT")
+    plan = commands.add_parser("plan", help="time, memory and space")
+    _add_config(plan)
+    plan.add_argument("--clips", type=_count, default=300_000, help="clips to end with")
+    plan.add_argument("--gpus", type=_count, default=8, help="GPUs of one machine")
+    plan.add_argument("--tasks", type=_count, default=64, help="tasks of a Slurm array, a GPU each")
+    convert = commands.add_parser("convert", help="EntitySeg's checkpoints")
+    convert.add_argument("source", type=Path, help="the published .pth")
+    convert.add_argument("folder", type=Path, help="to write")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="FILE",
+                        help="YAML value files; later ones win")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="OUT", help="folder of the data set")
+    parser.add_argument("--videos", help="folder of videos, or of shards: ingest.videos")
+    parser.add_argument("--csv", help="Panda-70M's table: ingest.csv")
+    parser.add_argument("--captions", help="table of captions: ingest.captions")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as depth.seed=1")
+    parser.add_argument("--help-config", action=_HelpConfig, help="list every setting, and exit")
+
+
+class _HelpConfig(argparse.Action):
+    """Prints every setting with its type, default and meaning."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: object) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        # Parsing our own source for the docstrings is needed here only.
+        from sat_udpdiff.config_help import describe_settings
+
+        sys.stdout.write(describe_settings(PandaConfig))
+        parser.exit()
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def _read_config(arguments: argparse.Namespace) -> PandaConfig:
+    """Of the files and words of the command line, else as the data set began."""
+    files = list(arguments.config)
+    kept = arguments.output / _CONFIG if arguments.output else None
+    if not files and kept is not None and kept.is_file():
+        files = [str(kept)]
+    # `--config a.yaml key=value` gives argparse no way to see where the files end.
+    words = [entry for entry in files if "=" in entry and not Path(entry).is_file()]
+    files = [entry for entry in files if entry not in words]
+    for name in ("videos", "csv", "captions"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words.append(f"ingest.{name}={Path(value).expanduser().resolve()}")
+    return load(files, [*words, *arguments.overrides])
+
+
+def _stages(arguments: argparse.Namespace) -> int:
+    if arguments.output is None:
+        raise DataError("--output: expected the folder of the data set")
+    config = _read_config(arguments)
+    store = Store(root=arguments.output)
+    names = STAGES if arguments.command == "run" else (arguments.command,)
+    steps = make_steps(store, config=config)
+    if arguments.dry_run:
+        return _dry_run(steps, names=names, config=config)
+    workers = arguments.workers or _devices(config)
+    _prepare(arguments, store=store, steps=steps, config=config)
+    if workers > 1:
+        return run_fleet(python_command(_worker_arguments(arguments)), workers=workers)
+    is_complete = pipeline.run(steps, names=names, wait_seconds=config.run.wait_seconds)
+    for line in _summary(store, config=config):
+        print(line)
+    if not is_complete:
+        first = next(step.name for step in steps if not step.is_complete())
+        print(f"\nnot complete: {first} has clips left that {', '.join(names)} waits for")
+    return 0
+
+
+def _prepare(
+    arguments: argparse.Namespace, *, store: Store, steps: Sequence[Step], config: PandaConfig
+) -> None:
+    """What is done once, before the processes begin."""
+    if arguments.redo:
+        forgotten = redo(store, steps, name=arguments.redo)
+        logging.info("forgotten: %s", ", ".join(forgotten))
+    for step in steps:
+        step.reconsider(retry=arguments.retry, again=arguments.again)
+    for step in steps:
+        step.check_settings()
+    store.root.mkdir(parents=True, exist_ok=True)
+    write_atomically(store.root / _CONFIG, dump(config).encode())
+
+
+def _worker_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Of a process that has only to go on: the settings are in OUT/config.yaml by now."""
+    return [arguments.command, "--output", str(arguments.output), "--workers", "1"]
+
+
+def _devices(config: PandaConfig) -> int:
+    """Processes to start where the user did not say."""
+    import os
+
+    import torch
+
+    is_started_by_another = any(name in os.environ for name in ("SLURM_PROCID", "RANK"))
+    if is_started_by_another or resolve_device(config.run.device).type == "cpu":
+        return 1
+    return max(1, torch.cuda.device_count())
+
+
+def _dry_run(steps: Sequence[Step], *, names: Sequence[str], config: PandaConfig) -> int:
+    for step in steps:
+        if step.name in names:
+            step.check_settings()
+            step.check()
+            for line in step.outlook():
+                print(f"{step.name}: {line}")
+    return 0
+
+
+def _summary(store: Store, *, config: PandaConfig) -> list[str]:
+    stages, clips = status_of(store, STAGES[:-1], claim_seconds=config.run.claim_seconds)
+    return list(table(stages, clips=clips))
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    if not arguments.output.is_dir():
+        raise DataError(f"--output {arguments.output}: expected a folder that `run` made")
+    arguments.config, arguments.overrides = [], []
+    arguments.videos = arguments.csv = arguments.captions = None
+    for line in _summary(Store(root=arguments.output), config=_read_config(arguments)):
+        print(line)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from data_loaders.panda_dense.plan import plan
+
+    config = _read_config(arguments)
+    store = Store(root=arguments.output) if arguments.output else None
+    for line in plan(
+        config, clips=arguments.clips, gpus=arguments.gpus, tasks=arguments.tasks, store=store
+    ):
+        print(line)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from data_loaders.panda_dense.entity_convert import convert_checkpoint
+
+    for line in convert_checkpoint(arguments.source, arguments.folder).lines():
+        print(line)
+    return 0
+
+
+_COMMANDS = {"status": _status, "plan": _plan, "convert": _convert}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit status: 0; 1 for what cannot go on; 2 for a wrong setting; 75 where a new process is
+        needed; 130 and 143 when interrupted.
+    """
+    # libav says on every damaged video what we say, too.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s")
+    # Ends as Ctrl-C does, so that claims are given up.
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _end)
+    arguments = _parser().parse_args(argv)
+    try:
+        return _COMMANDS.get(arguments.command, _stages)(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (DataError, OSError, ValueError, TooManyFailuresError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except LostDeviceError as error:
+        print(f"the device is lost to this process: {error}", file=sys.stderr)
+        return NEW_PROCESS
+    except KeyboardInterrupt:
+        print("interrupted: what is done stays; run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
