@@ -21,14 +21,13 @@ from torch.nn import functional
 from data_loaders.panda_dense.depth_clip import DepthClip, scale_clip
 from data_loaders.panda_dense.depthcrafter_unet import predict_frames
 from data_loaders.panda_dense.licences import license_of
-from data_loaders.panda_dense.load_parts import load_network, torch_dtype
+from data_loaders.panda_dense.load_parts import load_network, revision_of, torch_dtype
 from data_loaders.panda_dense.models import (
     Dtype,
     ModelFacts,
     find_weights,
     library_version,
     load_or_explain,
-    weights_revision,
 )
 from data_loaders.panda_dense.pixels import CLIP_MEAN, CLIP_STD, resize_cubic, to_unit
 from data_loaders.panda_dense.seeds import clip_generator
@@ -433,14 +432,15 @@ def _load_parts(
         "vae": AutoencoderKLTemporalDecoder,
         "image_encoder": CLIPVisionModelWithProjection,
     }
+    whose = {
+        name: {
+            "key": keys["unet" if name == "unet" else "base"],
+            "get": _GET_UNET if name == "unet" else _GET_BASE,
+        }
+        for name in sources
+    }
     loaded = {
-        name: load_network(
-            classes[name],
-            source=source,
-            dtype=dtype,
-            key=keys["unet" if name == "unet" else "base"],
-            get=_GET_UNET if name == "unet" else _GET_BASE,
-        )
+        name: load_network(classes[name], source=source, dtype=dtype, **whose[name])
         for name, source in sources.items()
     }
     base = sources["vae"]
@@ -452,5 +452,5 @@ def _load_parts(
         key=keys["base"],
         get=_GET_BASE,
     )
-    revisions = [weights_revision(sources[name]) for name in ("unet", "vae", "image_encoder")]
+    revisions = [revision_of(source, **whose[name]) for name, source in sources.items()]
     return DepthCrafterParts(scheduler=scheduler, **loaded), "+".join(filter(None, revisions))

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from data_loaders.panda_dense.models import Dtype, load_or_explain
+from data_loaders.panda_dense.models import (
+    Dtype,
+    find_weights,
+    load_or_explain,
+    weights_revision,
+)
 from sat_udpdiff.encoders.source import DTYPES, WeightSource
 
 _HALF = "fp16"
@@ -58,6 +63,14 @@ def load_network(
         source, lambda: _first_that_is_there(load, source=source, dtype=dtype), key=key, get=get
     )
     return model.eval().requires_grad_(False)
+
+
+def revision_of(source: WeightSource, *, key: str, get: str) -> str:
+    """Revision of weights that have been loaded: a hub id's files are on this machine by then."""
+    if not source.is_local:
+        inner = source.subfolder or None
+        source = find_weights(source.name, key=key, get=get, subfolder=inner)
+    return weights_revision(source)
 
 
 def _first_that_is_there(load: Any, *, source: WeightSource, dtype: torch.dtype) -> Any:
