@@ -83,8 +83,8 @@ def write_shards(  # noqa: PLR0913 - options of one command, all but two with de
     """Write a data set of clips.
 
     Every file is written under another name, flushed to the disk and renamed, the manifest last. On
-    an error what was written is removed. Equal samples give equal bytes for any number of workers,
-    but for videos in h264.
+    an error what was written is removed. Equal samples give equal bytes for any number of
+    workers.
 
     Args:
         samples: Clips; consumed one at a time, so a generator keeps memory small.
