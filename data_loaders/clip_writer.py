@@ -9,6 +9,8 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from data_loaders.decode import RGB_ENCODINGS, RgbCodec, encode_labels, encode_rgb
@@ -188,7 +190,7 @@ def _make_and_encode(
     sample = make(item)
     if sample is None:
         return None
-    members = sample_members(sample, rgb_codec=_codec_for(sample, rgb_codec=rgb_codec))
+    members = sample_members(sample, rgb_codec=codec_for(sample.rgb, rgb_codec=rgb_codec))
     return _Encoded(
         entry=Entry(key=sample.key, members=members), stats=ClipStats.of(metadata_record(sample))
     )
@@ -231,8 +233,9 @@ def _chain(first: _Encoded, rest: Iterable[_Encoded]) -> Iterator[_Encoded]:
     yield from rest
 
 
-def _codec_for(sample: Sample, *, rgb_codec: str) -> RgbCodec:
+def codec_for(rgb: UInt8[np.ndarray, "t h w 3"], *, rgb_codec: str) -> RgbCodec:
+    """The codec that `rgb_codec` comes to for a clip; see `write_shards`."""
     if rgb_codec == "auto":
-        height, width = sample.rgb.shape[1:3]
+        height, width = rgb.shape[1:3]
         return "ffv1" if height * width <= _EXACT_PIXELS else "h264"
     return cast(RgbCodec, rgb_codec)

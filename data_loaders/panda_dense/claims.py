@@ -63,7 +63,8 @@ class Claim:
         self.record = {**self.record, "keys": list(keys)}
         partial = self.path.with_name(f"{self.path.name}.{self.record['token']}")
         partial.write_text(json.dumps(self.record))
-        os.replace(partial, self.path)
+        with suppress(FileNotFoundError):  # swept away by one who took this claim for dead
+            os.replace(partial, self.path)
 
     def release(self) -> None:
         """Give it up."""
@@ -150,8 +151,8 @@ def _create(path: Path, record: dict[str, Any]) -> bool:
     partial.write_text(content)
     try:
         os.link(partial, path)
-    except FileExistsError:
-        return False
+    except (FileExistsError, FileNotFoundError):
+        return False  # another was quicker; or swept it away, and this one tries again later
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise

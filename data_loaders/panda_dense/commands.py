@@ -48,13 +48,25 @@ def _parser() -> argparse.ArgumentParser:
         _add_config(stage)
         stage.add_argument("--workers", type=_count, help="processes (default: one for each GPU)")
         stage.add_argument("--dry-run", action="store_true", help="say what would be done, and end")
-        stage.add_argument("--redo", choices=STAGES, metavar="STAGE",
-                           help="forget what this stage has done, and what was made from it")  # fmt: skip
-        stage.add_argument("--retry", metavar="REASON", action="append", default=[],
-                           help="try clips again that were left out for this reason; 'failed': "
-                           "all that could not be done")  # fmt: skip
-        stage.add_argument("--again", action="store_true",
-                           help="list the videos again: new ones are added at the end")  # fmt: skip
+        stage.add_argument(
+            "--redo",
+            choices=STAGES,
+            metavar="STAGE",
+            help="forget what this stage has done, and what was made from it",
+        )
+        stage.add_argument(
+            "--retry",
+            metavar="REASON",
+            action="append",
+            default=[],
+            help="try clips again that were left out for this reason; 'failed': "
+            "all that could not be done",
+        )
+        stage.add_argument(
+            "--again",
+            action="store_true",
+            help="list the videos again: new ones are added at the end",
+        )
     show = commands.add_parser("status", help="what is done, what was left out, and why")
     show.add_argument("--output", type=Path, required=True, metavar="OUT")
     plan = commands.add_parser("plan", help="time, memory and space")
@@ -69,8 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="FILE",
-                        help="YAML value files; later ones win")  # fmt: skip
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="YAML value files; later ones win",
+    )
     parser.add_argument("--output", type=Path, metavar="OUT", help="folder of the data set")
     parser.add_argument("--videos", help="folder of videos, or of shards: ingest.videos")
     parser.add_argument("--csv", help="Panda-70M's table: ingest.csv")

@@ -82,7 +82,9 @@ _RULES: dict[str, tuple[str, ...]] = {
         rf"{_DECODER}.self_attn_layer_norm.\2",
     ),
     r"sem_seg_head.predictor.transformer_ffn_layers.N.linear([12]).W": (rf"{_DECODER}.fc\2.\3",),
-    r"sem_seg_head.predictor.transformer_ffn_layers.N.norm.W": (rf"{_DECODER}.final_layer_norm.\2",),
+    r"sem_seg_head.predictor.transformer_ffn_layers.N.norm.W": (
+        rf"{_DECODER}.final_layer_norm.\2",
+    ),
     r"sem_seg_head.predictor.decoder_norm.W": (rf"{_QUERIES}.decoder.layernorm.\1",),
     r"sem_seg_head.predictor.class_embed.W": (r"class_predictor.\1",),
     r"sem_seg_head.predictor.mask_embed.layers.N.W": (

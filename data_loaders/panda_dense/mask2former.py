@@ -96,7 +96,9 @@ def check_mask2former(settings: Mask2FormerSettings, *, section: str) -> None:
     ]
     for field, expected, holds in checks:
         if not holds:
-            raise DataError(f"{section}.{field}: expected {expected}, got {getattr(settings, field)!r}")
+            raise DataError(
+                f"{section}.{field}: expected {expected}, got {getattr(settings, field)!r}"
+            )
 
 
 class EntitySegmenter:
@@ -141,7 +143,9 @@ class EntitySegmenter:
         key = f"{section}.weights"
         source = find_weights(settings.weights, key=key, get=GET_WEIGHTS)
         network = load_or_explain(source, lambda: load_network(source), key=key, get=GET_WEIGHTS)
-        return cls(network, settings=settings, facts=_facts(settings, source, network), device=device)
+        return cls(
+            network, settings=settings, facts=_facts(settings, source, network), device=device
+        )
 
     def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
         """Entities of each frame, which is run by itself: no frame's result depends on another.
@@ -174,7 +178,9 @@ class EntitySegmenter:
         scores = prediction.class_logits.float().softmax(-1)[:, :-1].sum(-1)
         # Checked here: comparisons with NaN are false, and the frame would seem to have no entity.
         if not bool(torch.isfinite(scores).all()):
-            raise DataError(f"entities.dtype: {settings.dtype} is too narrow: scores are not finite")
+            raise DataError(
+                f"entities.dtype: {settings.dtype} is too narrow: scores are not finite"
+            )
         class_scores = scores.cpu().numpy()
         candidates = np.flatnonzero(can_be_kept(class_scores, min_score=settings.min_score))
         if not len(candidates):

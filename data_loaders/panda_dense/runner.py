@@ -87,6 +87,11 @@ class StageRunner:
         done = set(self._store.whole_parts(self._stage.name))
         return [part for part in self._store.whole_parts(self._before[-1]) if part not in done]
 
+    def clips_left(self, part: int) -> int:
+        """Clips of a part that are to be done."""
+        rows = self._store.read(self._stage.name, part)
+        return sum(not _is_done(rows, clip) for clip in self._clips(part))
+
     def run(self) -> int:
         """Do every part that is ready and that no other process has; returns how many.
 

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.models import ModelFacts
 from data_loaders.panda_dense.runner import RunSettings, StageRunner
 from data_loaders.panda_dense.stage import Stage
-from data_loaders.panda_dense.store import Store
+from data_loaders.panda_dense.store import Row, Store
 from data_loaders.schema import DataError
 
 _SETTINGS, _FACTS = "settings.json", "made_by.json"
@@ -66,6 +66,19 @@ class Step(ABC):
             ValueError: Weights are missing; names the setting and where they are to be had.
         """
 
+    def reconsider(self, *, retry: Sequence[str], again: bool) -> None:  # noqa: B027 - few can
+        """Open again what is done, so that a run does it anew.
+
+        Args:
+            retry: Reasons for which clips were left out that are to be tried again; 'failed' stands
+                for all that could not be done.
+            again: List the videos again.
+        """
+
+    @abstractmethod
+    def outlook(self) -> Iterator[str]:
+        """What a run would do, as lines; nothing is written."""
+
     def check_settings(self) -> None:
         """Refuse to go on with other settings than the stage began with.
 
@@ -97,15 +110,22 @@ class PartStep(Step):
         store: The data set in the making.
         stage: What it does.
         before: All stages before it, in their order.
+        after: Names of the stages behind it.
         settings: How the work is done.
     """
 
     def __init__(
-        self, store: Store, stage: Stage, *, before: Sequence[Step], settings: RunSettings
+        self,
+        store: Store,
+        stage: Stage,
+        *,
+        before: Sequence[Step],
+        after: Sequence[str],
+        settings: RunSettings,
     ) -> None:
         super().__init__(store, settings=settings)
         self.name, self.reads = stage.name, stage.reads
-        self._stage, self._before = stage, before[-1]
+        self._stage, self._before, self._after = stage, before[-1], tuple(after)
         names = [step.name for step in before]
         self._runner = StageRunner(
             store, stage, before=names, settings=settings, loaded=self._check_facts
@@ -134,6 +154,26 @@ class PartStep(Step):
             return False
         self.note_settings()
         return self._runner.run() > 0
+
+    def reconsider(self, *, retry: Sequence[str], again: bool) -> None:
+        """Forget the outcome of clips that were left out for one of the reasons."""
+        if not retry:
+            return
+        for part in self.store.whole_parts(self.name):
+            rows = self.store.read(self.name, part)
+            kept = [row for row in rows.values() if not _is_to_retry(row, retry=retry)]
+            if len(kept) < len(rows):
+                self.store.write(self.name, part, kept, is_whole=False)
+                for stage in self._after:
+                    self.store.reopen(stage, part)
+
+    def outlook(self) -> Iterator[str]:
+        """How many clips are left."""
+        parts = self._runner.parts_left()
+        clips = sum(self._runner.clips_left(part) for part in parts)
+        yield f"{clips:,} clips are ready in {len(parts):,} part(s)"
+        if not self._before.is_complete():
+            yield f"more will come: {self._before.name} is not complete"
 
     def _check_facts(self) -> None:
         """Refuse to mix the labels of two models; called when the model is loaded."""
@@ -174,6 +214,10 @@ class WholeStep(Step):
                 self.do()
                 self.note_settings()
         return True
+
+
+def _is_to_retry(row: Row, *, retry: Sequence[str]) -> bool:
+    return row.reason in retry or (row.status == "failed" and "failed" in retry)
 
 
 def made_by(store: Store, stage: str) -> ModelFacts | None:

@@ -139,9 +139,13 @@ class Store:
 
     def sweep(self, stage: str, part: int) -> None:
         """Remove what writers that were killed left of a part's files."""
-        folder = self.file(stage, part, "")
-        rows = self.rows_file(stage, part, is_whole=True).name.removesuffix("jsonl")
-        for left in (*folder.glob(f"*{PARTIAL}"), *self.folder(stage).glob(f"{rows}*{PARTIAL}")):
+        name = self.file(stage, part, "").name
+        for left in (
+            *self.file(stage, part, "").glob(f"*{PARTIAL}"),
+            *self.folder(stage).glob(f"{name}.*{PARTIAL}"),
+            # A claim is made under another name first; who is at that very moment makes it anew.
+            *self.folder(stage).glob(f"{name}.claim.*"),
+        ):
             left.unlink(missing_ok=True)
 
     def remove(self, stage: str) -> None:

@@ -137,6 +137,16 @@ class WriteStep(Step):
             return written > 0
         return self._finish(shards, [info for info in infos if info is not None]) or written > 0
 
+    def outlook(self) -> Iterator[str]:
+        """How many shards there would be."""
+        if not self.is_ready():
+            yield f"waits for {self._before[-1].name}"
+            return
+        shards = self._plan()
+        left = sum(self._find(shard) is None for shard in shards)
+        clips = sum(len(shard.clips) for shard in shards)
+        yield f"{clips:,} clips in {len(shards):,} shard(s), {left:,} of them to be written"
+
     @property
     def _done_file(self) -> Path:
         return self.store.folder(self.name) / "done.json"

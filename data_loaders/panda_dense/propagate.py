@@ -1,0 +1,164 @@
+"""Stage `propagate`: the first frame's entities through the clip, then cleaned.
+
+Entities that come into the picture later stay unlabelled, as in the paper; with
+`propagate.sam2.reprompt_every` the first frame's model looks at later frames too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt16
+
+from data_loaders.decode import encode_labels
+from data_loaders.panda_dense.classical_propagation import ClassicalPropagator
+from data_loaders.panda_dense.exact import exact_facts, read_exact
+from data_loaders.panda_dense.mask_cleaning import CleanSettings, check_cleaning, clean_masks
+from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.sam2_video import Sam2Propagator, Sam2Settings, check_sam2
+from data_loaders.panda_dense.segment import (
+    FILE,
+    Segmenter,
+    SegmentSettings,
+    check_segmenter,
+    decode_ids,
+    load_segmenter,
+)
+from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
+from data_loaders.panda_dense.track_stats import track_stats
+from data_loaders.schema import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PropagateSettings:
+    """Entities through the clip."""
+
+    backend: Literal["model", "classical", "synthetic"] = "model"
+    """'classical': optical flow, for machines without weights, not for results; 'synthetic': the
+    exact ids of a synthetic source."""
+    sam2: Sam2Settings = field(default_factory=Sam2Settings)
+    clean: CleanSettings = field(default_factory=CleanSettings)
+    min_coverage: float = 0.3
+    """Clips are dropped of which less is labelled, share of all pixels: black says nothing about
+    the picture, and a model that sees much of it learns to paint black."""
+
+
+def check_propagate(settings: PropagateSettings) -> None:
+    """Check the numbers.
+
+    Raises:
+        DataError: One is out of range; names it.
+        ValueError: There are no such weights; says where they are to be had.
+    """
+    check_cleaning(settings.clean, section="propagate.clean")
+    if not 0 <= settings.min_coverage <= 1:
+        raise DataError(
+            f"propagate.min_coverage: expected a share in 0..1, got {settings.min_coverage}"
+        )
+    if settings.backend == "model":
+        check_sam2(settings.sam2, section="propagate.sam2")
+
+
+class PropagateStage(Stage):
+    """See the module.
+
+    Args:
+        settings: Of the stage.
+        segment: Settings of the stage before, which looks at later frames where that is asked for.
+        device: Where the model runs.
+    """
+
+    name, reads = "propagate", ("cut", "segment")
+
+    def __init__(
+        self, settings: PropagateSettings, *, segment: SegmentSettings, device: torch.device
+    ) -> None:
+        self._settings, self._segment, self._device = settings, segment, device
+        self._model: Sam2Propagator | ClassicalPropagator | None = None
+        self._segmenter: Segmenter | None = None
+
+    @property
+    def _looks_again(self) -> bool:
+        return self._settings.backend == "model" and bool(self._settings.sam2.reprompt_every)
+
+    def settings(self) -> dict[str, Any]:
+        """Of the backend that is used."""
+        chosen: dict[str, Any] = {
+            "backend": self._settings.backend,
+            "min_coverage": self._settings.min_coverage,
+        }
+        if self._settings.backend != "synthetic":
+            chosen["clean"] = asdict(self._settings.clean)
+        if self._settings.backend == "model":
+            chosen["sam2"] = asdict(self._settings.sam2)
+        return chosen
+
+    def check(self) -> None:
+        """The numbers and the weights of the models."""
+        check_propagate(self._settings)
+        if self._looks_again:
+            check_segmenter(self._segment)
+
+    def load(self) -> None:
+        """The model; the first frame's too, where later frames are looked at."""
+        if self._settings.backend == "model":
+            self._model = Sam2Propagator.load(self._settings.sam2, device=self._device)
+        elif self._settings.backend == "classical":
+            self._model = ClassicalPropagator()
+        if self._looks_again:
+            self._segmenter = load_segmenter(self._segment, device=self._device)
+
+    def unload(self) -> None:
+        """Let go of the models."""
+        self._model = self._segmenter = None
+        super().unload()
+
+    def shrink(self) -> bool:
+        """Fewer entities at once."""
+        return self._model is not None and self._model.shrink()
+
+    def restore(self) -> None:
+        """As many entities at once as the settings say."""
+        if self._model is not None:
+            self._model.restore()
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What carries the entities on."""
+        return exact_facts() if self._model is None else self._model.facts
+
+    def work(self, clips: Sequence[Clip]) -> list[Outcome]:
+        """Ids of each clip."""
+        return [self._follow(clip) for clip in clips]
+
+    def _follow(self, clip: Clip) -> Outcome:
+        if self._model is None:
+            ids = read_exact(clip, "entity_ids")
+        else:
+            name = f"{clip.key}.{FILE}"
+            first = decode_ids(clip.read("segment", FILE), name=name)
+            raw = self._model.propagate(clip.rgb(), first, segment=self._look)
+            ids = clean_masks(raw, settings=self._settings.clean)
+        stats = track_stats(ids)
+        columns = {
+            "num_entities": len(stats.ids),
+            "coverage": round(float(np.mean(stats.coverage)), 4),
+            "least_coverage": round(float(np.min(stats.coverage)), 4),
+            "areas": [round(float(area), 5) for area in stats.areas],
+            "lifetimes": [round(float(share), 4) for share in stats.lifetimes],
+        }
+        if columns["coverage"] < self._settings.min_coverage:
+            return Dropped(
+                reason="too little is labelled",
+                detail=f"{columns['coverage']:.1%} of the pixels",
+                columns=columns,
+            )
+        content = encode_labels(ids, fps=clip.columns["cut"]["fps"])
+        return Kept(columns=columns, files={"seg.mkv": content})
+
+    def _look(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h w"]:
+        """Entities of a later frame."""
+        assert self._segmenter is not None
+        return self._segmenter.segment(frame[None])[0].ids

@@ -1,0 +1,180 @@
+"""Stage `segment`: the entities of the first frame, each pixel of one entity at most."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt16
+
+from data_loaders.decode import decode_rgb
+from data_loaders.panda_dense.entity_masks import FirstFrame
+from data_loaders.panda_dense.exact import BACKEND as EXACT
+from data_loaders.panda_dense.exact import exact_facts, read_exact
+from data_loaders.panda_dense.mask2former import (
+    EntitySegmenter,
+    Mask2FormerSettings,
+    check_mask2former,
+)
+from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.sam2_grid import GridSegmenter, GridSettings, check_grid
+from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
+from data_loaders.schema import DataError
+
+FILE = "png"
+"""Ids of the first frame, 16 bits."""
+
+
+class Segmenter(Protocol):
+    """What finds the entities of pictures."""
+
+    facts: ModelFacts
+
+    def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
+        """Entities of each frame, RGB, 0..255."""
+        ...
+
+    def shrink(self) -> bool:
+        """Work in smaller pieces."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentSettings:
+    """Entities of the first frame."""
+
+    backend: Literal["model", "classical", "synthetic"] = "model"
+    """'classical': superpixels, for machines without weights, not for results; 'synthetic': the
+    exact ids of a synthetic source."""
+    method: Literal["entityseg", "sam2_grid"] = "entityseg"
+    """'entityseg' is the paper's, a Mask2Former or a CropFormer by its weights; 'sam2_grid' is the
+    ablation of table 9: SAM 2, prompted by a grid of points."""
+    entityseg: Mask2FormerSettings = field(default_factory=Mask2FormerSettings)
+    sam2_grid: GridSettings = field(default_factory=GridSettings)
+    batch_size: int = 4
+    """Clips whose first frames are read before the model runs."""
+
+
+class SegmentStage(Stage):
+    """See the module.
+
+    Args:
+        settings: Of the stage.
+        device: Where the model runs.
+    """
+
+    name, reads = "segment", ("cut",)
+
+    def __init__(self, settings: SegmentSettings, *, device: torch.device) -> None:
+        self._settings, self._device = settings, device
+        self.batch_size = settings.batch_size
+        self._segmenter: Segmenter | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Of the backend that is used."""
+        if self._settings.backend != "model":
+            return {"backend": self._settings.backend}
+        method = self._settings.method
+        return {"backend": "model", "method": method, method: asdict(self._method())}
+
+    def _method(self) -> Mask2FormerSettings | GridSettings:
+        return getattr(self._settings, self._settings.method)
+
+    def check(self) -> None:
+        """The numbers and the weights of the model."""
+        if self._settings.backend == "model":
+            check_segmenter(self._settings)
+
+    def load(self) -> None:
+        """The model."""
+        if self._settings.backend != EXACT:
+            self._segmenter = load_segmenter(self._settings, device=self._device)
+
+    def unload(self) -> None:
+        """Let go of the model."""
+        self._segmenter = None
+        super().unload()
+
+    def shrink(self) -> bool:
+        """Smaller pieces of a frame's work."""
+        return self._segmenter is not None and self._segmenter.shrink()
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What finds the entities."""
+        return exact_facts() if self._segmenter is None else self._segmenter.facts
+
+    def work(self, clips: Sequence[Clip]) -> list[Outcome]:
+        """Entities of each clip's first frame."""
+        if self._segmenter is None:
+            return [_exact(clip) for clip in clips]
+        frames = np.stack([_first_frame(clip) for clip in clips])
+        return [_outcome(found) for found in self._segmenter.segment(frames)]
+
+
+def check_segmenter(settings: SegmentSettings) -> None:
+    """Check the settings of the model.
+
+    Raises:
+        DataError: A number is out of range; names the setting.
+        ValueError: There are no such weights; says where they are to be had.
+    """
+    if settings.method == "entityseg":
+        check_mask2former(settings.entityseg, section="segment.entityseg")
+    else:
+        check_grid(settings.sam2_grid, section="segment.sam2_grid")
+
+
+def load_segmenter(settings: SegmentSettings, *, device: torch.device) -> Segmenter:
+    """The segmenter that the settings name.
+
+    Raises:
+        ValueError: Its weights cannot be loaded.
+    """
+    if settings.backend == "classical":
+        from data_loaders.panda_dense.classical_entities import ClassicalSegmenter
+
+        return ClassicalSegmenter()
+    if settings.method == "entityseg":
+        return EntitySegmenter.load(settings.entityseg, device=device, section="segment.entityseg")
+    return GridSegmenter.load(settings.sam2_grid, device=device, section="segment.sam2_grid")
+
+
+def encode_ids(ids: UInt16[np.ndarray, "h w"]) -> bytes:
+    """A PNG of 16 bits."""
+    return cv2.imencode(".png", ids)[1].tobytes()
+
+
+def decode_ids(content: bytes, *, name: str) -> UInt16[np.ndarray, "h w"]:
+    """What `encode_ids` wrote.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    ids = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if ids is None or ids.dtype != np.uint16 or ids.ndim != 2:
+        raise DataError(f"{name}: expected a gray PNG of 16 bits")
+    return ids
+
+
+def _first_frame(clip: Clip) -> UInt8[np.ndarray, "h w 3"]:
+    suffix = clip.columns["cut"]["member"]
+    return decode_rgb(clip.read("cut", suffix), name=f"{clip.key}.{suffix}", indices=[0])[0]
+
+
+def _outcome(found: FirstFrame) -> Outcome:
+    if not found.scores:
+        return Dropped(reason="no entity found")
+    scores = [round(float(score), 4) for score in found.scores]
+    columns = {"num_entities": len(scores), "scores": scores}
+    return Kept(columns=columns, files={FILE: encode_ids(found.ids)})
+
+
+def _exact(clip: Clip) -> Outcome:
+    ids = read_exact(clip, "entity_ids")[0]
+    count = int(np.count_nonzero(np.bincount(ids.ravel())[1:]))
+    if not count:
+        return Dropped(reason="no entity found")
+    return Kept(columns={"num_entities": count}, files={FILE: encode_ids(ids)})
