@@ -6,12 +6,13 @@ H.264 'gray' at crf 0 is not exact either.)
 """
 
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 import av.error
@@ -191,40 +192,73 @@ def _first_stream(container: Any, *, name: str) -> Any:
     return stream
 
 
-def video_facts(path: Path) -> VideoFacts:
+def video_facts(path: Path | BinaryIO, *, name: str = "") -> VideoFacts:
     """Size and mean rate of a video file, from its header.
+
+    Args:
+        path: The file's path, or the file opened and seekable; left where libav stopped.
+        name: What to call it in an error; '' = its path.
+
+    Raises:
+        DataError: Not a video; names the file.
+    """
+    name = name or str(path)
+    try:
+        with av.open(_openable(path), metadata_errors="replace") as container:
+            stream = _first_stream(container, name=name)
+            rate = stream.average_rate or stream.guessed_rate
+            height, width = stream.height, stream.width
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{name}: cannot be opened as video: {error}") from error
+    if not rate or rate <= 0:
+        raise DataError(f"{name}: expected a frame rate > 0, got {rate}")
+    return VideoFacts(height=height, width=width, fps=float(rate))
+
+
+def start_of(path: Path | BinaryIO, *, name: str) -> Fraction:
+    """Time stamp, seconds, that players show as 0: the earliest of all streams, by the header.
 
     Raises:
         DataError: Not a video; names the file.
     """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            stream = _first_stream(container, name=str(path))
-            rate = stream.average_rate or stream.guessed_rate
-            height, width = stream.height, stream.width
+        with av.open(_openable(path), metadata_errors="replace") as opened:
+            container: Any = opened
+            return Fraction(container.start_time or 0, av.time_base)
     except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot be opened as video: {error}") from error
-    if not rate or rate <= 0:
-        raise DataError(f"{path}: expected a frame rate > 0, got {rate}")
-    return VideoFacts(height=height, width=width, fps=float(rate))
+        raise DataError(f"{name}: cannot be opened as video: {error}") from error
 
 
-def decode_frames(data: bytes | Path, *, name: str) -> Iterator[av.VideoFrame]:
+def _openable(data: bytes | Path | BinaryIO) -> Any:
+    if isinstance(data, bytes):
+        return io.BytesIO(data)
+    if isinstance(data, Path):
+        return str(data)
+    data.seek(0)
+    return data
+
+
+def decode_frames(
+    data: bytes | Path | BinaryIO, *, name: str, seek: float | Fraction | None = None
+) -> Iterator[av.VideoFrame]:
     """Frames in presentation order.
 
     Args:
-        data: The file's bytes, or its path.
+        data: The file's bytes, its path, or the file opened and seekable.
         name: What to call it in an error.
+        seek: Time stamp, seconds, to begin near: at the key frame that the container's index holds
+            for it, which is most often the last one before; None = at the beginning.
 
     Raises:
         DataError: Any fault that libav finds.
     """
-    source: Any = io.BytesIO(data) if isinstance(data, bytes) else str(data)
     try:
         # Titles and the like, in whatever encoding, are of no interest.
-        with av.open(source, metadata_errors="replace") as opened:
+        with av.open(_openable(data), metadata_errors="replace") as opened:
             container: Any = opened
             stream = _first_stream(container, name=name)
+            if seek is not None:
+                container.seek(math.floor(Fraction(seek) / stream.time_base), stream=stream)
             # Samples are decoded in parallel, so frames need not be.
             stream.codec_context.thread_count = 1
             yield from container.decode(stream)

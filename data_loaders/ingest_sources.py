@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_loaders.decode import decode_rgb, video_facts
 from data_loaders.schema import DataError
@@ -38,39 +39,83 @@ def read_captions(path: Path, *, videos: Path) -> dict[Path, Captions]:
     """Captions by resolved video path.
 
     Args:
-        path: JSON lines.
+        path: JSON lines, or parquet.
         videos: Folder that paths may be relative to.
 
     Raises:
         DataError: Names the file and line of everything that is wrong: no JSON, a field missing,
             empty or no text, a video named twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--captions {path}: cannot be read: {error}") from error
     found: dict[Path, Captions] = {}
     faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    for place, row in caption_rows(path):
+        if isinstance(row, DataError):
+            faults.append(f"{place}: {row}")
             continue
-        try:
-            name, captions = _parse_line(line)
-        except DataError as error:
-            faults.append(f"line {number}: {error}")
-            continue
-        video = _resolve(name, folders=(path.parent, videos, videos.parent))
+        name, captions = row
+        video = resolve_video(name, folders=(path.parent, videos, videos.parent))
         if video in found:
-            faults.append(f"line {number}: {name!r} has captions on an earlier line")
+            faults.append(f"{place}: {name!r} has captions on an earlier line")
         found[video] = captions
     _refuse(faults, what=f"{path}: line(s) that cannot be used")
     return found
 
 
-def _parse_line(line: str) -> tuple[str, Captions]:
+def caption_rows(path: Path) -> Iterator[tuple[str, tuple[str, Captions] | DataError]]:
+    """Rows of a file of captions, one by one.
+
+    Args:
+        path: JSON lines or, by its name, parquet: {path, caption} or {path, caption_short,
+            caption_long}.
+
+    Yields:
+        ('line 3', (path of the video as written, captions)), or the fault in place of the latter.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet_rows(path)
+        return
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"line {number}", _try_parse(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--captions {path}: cannot be read: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, tuple[str, Captions] | DataError]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            known = ("path", "caption", "caption_short", "caption_long")
+            columns = [name for name in known if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    # A column that is empty here is a field that is not there.
+                    filled = {name: text for name, text in record.items() if text is not None}
+                    yield f"row {number}", _try_parse(filled)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"--captions {path}: cannot be read: {error}") from error
+
+
+def _try_parse(line: str | dict[str, Any]) -> tuple[str, Captions] | DataError:
+    try:
+        return _parse(line)
+    except DataError as error:
+        return error
+
+
+def _parse(line: str | dict[str, Any]) -> tuple[str, Captions]:
+    try:
+        record = json.loads(line) if isinstance(line, str) else line
+    except (ValueError, RecursionError) as error:
         raise DataError(f"expected JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"expected an object, got {type(record).__name__}")
@@ -87,7 +132,8 @@ def _parse_line(line: str) -> tuple[str, Captions]:
     return path, Captions(short=short, long=long)
 
 
-def _resolve(name: str, *, folders: Sequence[Path]) -> Path:
+def resolve_video(name: str, *, folders: Sequence[Path]) -> Path:
+    """The file of that name in the first folder that has it, else in the first folder."""
     candidates = [(folder / name).resolve() for folder in folders]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
