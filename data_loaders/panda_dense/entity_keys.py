@@ -1,4 +1,4 @@
-"""Names of EntitySeg's published weights (detectron2) and of ours (transformers' files), one by one.
+"""Names of EntitySeg's published weights (detectron2) and of transformers' files, one by one.
 
 Left: modules of github.com/qqlu/Entity, Entityv2/CropFormer/mask2former/modeling. Right: names in
 files of the hub, which transformers 4 and 5 both read, whatever their modules are called inside;
@@ -82,7 +82,9 @@ _RULES: dict[str, tuple[str, ...]] = {
         rf"{_DECODER}.self_attn_layer_norm.\2",
     ),
     r"sem_seg_head.predictor.transformer_ffn_layers.N.linear([12]).W": (rf"{_DECODER}.fc\2.\3",),
-    r"sem_seg_head.predictor.transformer_ffn_layers.N.norm.W": (rf"{_DECODER}.final_layer_norm.\2",),
+    r"sem_seg_head.predictor.transformer_ffn_layers.N.norm.W": (
+        rf"{_DECODER}.final_layer_norm.\2",
+    ),
     r"sem_seg_head.predictor.decoder_norm.W": (rf"{_QUERIES}.decoder.layernorm.\1",),
     r"sem_seg_head.predictor.class_embed.W": (r"class_predictor.\1",),
     r"sem_seg_head.predictor.mask_embed.layers.N.W": (
