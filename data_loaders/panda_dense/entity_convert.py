@@ -30,6 +30,7 @@ _TABLE = "backbone.layers.{}.blocks.0.attn.relative_position_bias_table"
 _PIXELS = "sem_seg_head.pixel_decoder"
 _ENCODER = f"{_PIXELS}.transformer.encoder.layers"
 _PREDICTOR = "sem_seg_head.predictor"
+_ZIP = b"PK\x03\x04"
 # Of deformable attention; transformers has them fixed as well.
 _LEVELS, _POINTS = 3, 4
 
@@ -140,8 +141,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         DataError: Damaged, asks for code, or no weights in it.
     """
     try:
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
         with torch.serialization.safe_globals(_numpy_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that the optimizer's state beside the weights is not read. Files of torch
+            # before 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: {_reason(error)}") from None
     weights = content.get("model", content) if isinstance(content, dict) else content
@@ -162,8 +170,6 @@ def _reason(error: Exception) -> str:
             f"expected weights only, got a pickle that asks for {wanted[1]}, which could run "
             "anything; save its 'model' by itself with torch.save where you trust it"
         )
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
     return "expected a file of torch.save, got one that is cut short or something else"
 
 
@@ -221,6 +227,8 @@ def _configuration(published: Mapping[str, Tensor]) -> tuple[Any, str]:
     depths = [count(rf"backbone\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)]
     window = (round(size(_TABLE.format(0), 0) ** 0.5) + 1) // 2
     fc1 = "backbone.layers.0.blocks.0.mlp.fc1.weight"
+    # An argument of all backbones that pyright does not see in the one.
+    features: dict[str, Any] = {"out_features": [f"stage{stage + 1}" for stage in range(stages)]}
     swin = SwinConfig(
         patch_size=size("backbone.patch_embed.proj.weight", 3),
         embed_dim=embed,
@@ -229,7 +237,7 @@ def _configuration(published: Mapping[str, Tensor]) -> tuple[Any, str]:
         window_size=window,
         mlp_ratio=size(fc1, 0) / size(fc1, 1),
         drop_path_rate=0.0,
-        out_features=[f"stage{stage + 1}" for stage in range(stages)],
+        **features,
     )
     labels = size(f"{_PREDICTOR}.class_embed.weight", 0) - 1
     names = {number: "entity" if labels == 1 else str(number) for number in range(labels)}
@@ -250,6 +258,6 @@ def _configuration(published: Mapping[str, Tensor]) -> tuple[Any, str]:
         label2id={name: number for number, name in names.items()},
     )
     config.architectures = ["Mask2FormerForUniversalSegmentation"]
-    known = {(96, 2, 2, 6, 2): "Swin-T", (192, 2, 2, 18, 2): "Swin-L"}
-    backbone = known.get((embed, *depths), f"Swin of width {embed} and depths {depths}")
-    return config, f"{backbone}, window {window}"
+    known = {"96 2-2-6-2": "Swin-T", "192 2-2-18-2": "Swin-L"}
+    found = f"{embed} {'-'.join(map(str, depths))}"
+    return config, f"{known.get(found, 'Swin ' + found)}, window {window}"

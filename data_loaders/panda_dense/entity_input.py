@@ -16,6 +16,7 @@ from torch import Tensor
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 SIZE_DIVISOR = 32
+_STATISTICS = (PIXEL_MEAN, PIXEL_STD)
 
 
 def input_size(*, height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -58,8 +59,7 @@ def network_input(
         frames: Resized, 0..255.
         device: Where the result lies.
     """
-    rows = _round_up(max(frame.shape[0] for frame in frames))
-    columns = _round_up(max(frame.shape[1] for frame in frames))
+    rows, columns = network_input_size([frame.shape[:2] for frame in frames])
     batch = torch.zeros((len(frames), 3, rows, columns), device=device)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in _STATISTICS)
     for into, frame in zip(batch, frames, strict=True):
@@ -69,7 +69,10 @@ def network_input(
     return batch
 
 
-_STATISTICS = (PIXEL_MEAN, PIXEL_STD)
+def network_input_size(sizes: Sequence[tuple[int, ...]]) -> tuple[int, int]:
+    """Height and width of `network_input` for frames of these heights and widths."""
+    rows, columns = (max(size[side] for size in sizes) for side in (0, 1))
+    return _round_up(rows), _round_up(columns)
 
 
 def _round_up(pixels: int) -> int:

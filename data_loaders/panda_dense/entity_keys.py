@@ -1,4 +1,4 @@
-"""Names of EntitySeg's published weights (detectron2) and of ours (transformers' files), one by one.
+"""Names of EntitySeg's published weights (detectron2) and of transformers' files, one by one.
 
 Left: modules of github.com/qqlu/Entity, Entityv2/CropFormer/mask2former/modeling. Right: names in
 files of the hub, which transformers 4 and 5 both read, whatever their modules are called inside;

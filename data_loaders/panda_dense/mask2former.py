@@ -96,9 +96,8 @@ def check_mask2former(settings: Mask2FormerSettings, *, section: str) -> None:
     ]
     for field, expected, holds in checks:
         if not holds:
-            raise DataError(
-                f"{section}.{field}: expected {expected}, got {getattr(settings, field)!r}"
-            )
+            value = getattr(settings, field)
+            raise DataError(f"{section}.{field}: expected {expected}, got {value!r}")
 
 
 class EntitySegmenter:
@@ -143,9 +142,8 @@ class EntitySegmenter:
         key = f"{section}.weights"
         source = find_weights(settings.weights, key=key, get=GET_WEIGHTS)
         network = load_or_explain(source, lambda: load_network(source), key=key, get=GET_WEIGHTS)
-        return cls(
-            network, settings=settings, facts=_facts(settings, source, network), device=device
-        )
+        facts = _facts(settings, source, network)
+        return cls(network, settings=settings, facts=facts, device=device)
 
     def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
         """Entities of each frame, which is run by itself: no frame's result depends on another.
@@ -154,7 +152,7 @@ class EntitySegmenter:
             frames: RGB, 0..255.
 
         Raises:
-            DataError: The network gave no numbers; a half precision was too narrow.
+            DataError: The network's scores are no numbers: fp16 was too narrow, or bad weights.
         """
         with torch.inference_mode():
             return [self._segment_frame(frame) for frame in frames]
@@ -165,6 +163,10 @@ class EntitySegmenter:
             return False
         self._views_per_pass = max(1, min(NUM_VIEWS, self._views_per_pass) // 2)
         return True
+
+    def restore(self) -> None:
+        """Undo `shrink`, so that a frame's result does not depend on those before it."""
+        self._views_per_pass = self._settings.views_per_pass
 
     def _segment_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> FirstFrame:
         settings = self._settings
@@ -178,9 +180,7 @@ class EntitySegmenter:
         scores = prediction.class_logits.float().softmax(-1)[:, :-1].sum(-1)
         # Checked here: comparisons with NaN are false, and the frame would seem to have no entity.
         if not bool(torch.isfinite(scores).all()):
-            raise DataError(
-                f"entities.dtype: {settings.dtype} is too narrow: scores are not finite"
-            )
+            raise DataError(f"entity scores: expected numbers, got none in {settings.dtype}")
         class_scores = scores.cpu().numpy()
         candidates = np.flatnonzero(can_be_kept(class_scores, min_score=settings.min_score))
         if not len(candidates):
