@@ -16,8 +16,13 @@ from torch.nn import functional
 
 from data_loaders.panda_dense.depth_clip import DepthClip, scale_clip
 from data_loaders.panda_dense.licences import license_of
-from data_loaders.panda_dense.load_parts import load_network, revision_of, torch_dtype
-from data_loaders.panda_dense.models import Dtype, ModelFacts, find_weights, library_version
+from data_loaders.panda_dense.load_parts import (
+    find_origin,
+    load_network,
+    revision_of,
+    torch_dtype,
+)
+from data_loaders.panda_dense.models import Dtype, ModelFacts, library_version
 from data_loaders.panda_dense.pixels import IMAGENET_MEAN, IMAGENET_STD, to_unit
 from data_loaders.schema import DataError
 
@@ -96,11 +101,9 @@ class DepthAnything:
         from transformers import DepthAnythingForDepthEstimation
 
         key = f"{section}.weights"
-        source = find_weights(settings.weights, key=key, get=_GET)
+        origin = find_origin(settings.weights, key=key, get=_GET)
         dtype = torch_dtype(settings.dtype, device=device)
-        model = load_network(
-            DepthAnythingForDepthEstimation, source=source, dtype=dtype, key=key, get=_GET
-        )
+        model = load_network(DepthAnythingForDepthEstimation, origin=origin, dtype=dtype)
         kind = model.config.depth_estimation_type
         if kind != "relative":
             # Metres grow with distance: near would become far.
@@ -111,7 +114,7 @@ class DepthAnything:
         facts = ModelFacts(
             backend="model",
             model=settings.weights,
-            revision=revision_of(source, key=key, get=_GET),
+            revision=revision_of(origin),
             version=library_version("transformers"),
             license=license_of(
                 settings.weights, otherwise="depth-anything/Depth-Anything-V2-Large-hf"

@@ -21,11 +21,15 @@ from torch.nn import functional
 from data_loaders.panda_dense.depth_clip import DepthClip, scale_clip
 from data_loaders.panda_dense.depthcrafter_unet import predict_frames
 from data_loaders.panda_dense.licences import license_of
-from data_loaders.panda_dense.load_parts import load_network, revision_of, torch_dtype
+from data_loaders.panda_dense.load_parts import (
+    find_origin,
+    load_network,
+    revision_of,
+    torch_dtype,
+)
 from data_loaders.panda_dense.models import (
     Dtype,
     ModelFacts,
-    find_weights,
     library_version,
     load_or_explain,
 )
@@ -419,12 +423,12 @@ def _load_parts(
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
     from transformers import CLIPVisionModelWithProjection
 
-    keys = {"unet": f"{section}.unet", "base": f"{section}.base"}
-    sources = {
-        "unet": find_weights(settings.unet, key=keys["unet"], get=_GET_UNET),
-        "vae": find_weights(settings.base, key=keys["base"], get=_GET_BASE, subfolder="vae"),
-        "image_encoder": find_weights(
-            settings.base, key=keys["base"], get=_GET_BASE, subfolder="image_encoder"
+    key = f"{section}.base"
+    origins = {
+        "unet": find_origin(settings.unet, key=f"{section}.unet", get=_GET_UNET),
+        "vae": find_origin(settings.base, key=key, get=_GET_BASE, subfolder="vae"),
+        "image_encoder": find_origin(
+            settings.base, key=key, get=_GET_BASE, subfolder="image_encoder"
         ),
     }
     classes = {
@@ -432,25 +436,18 @@ def _load_parts(
         "vae": AutoencoderKLTemporalDecoder,
         "image_encoder": CLIPVisionModelWithProjection,
     }
-    whose = {
-        name: {
-            "key": keys["unet" if name == "unet" else "base"],
-            "get": _GET_UNET if name == "unet" else _GET_BASE,
-        }
-        for name in sources
-    }
     loaded = {
-        name: load_network(classes[name], source=source, dtype=dtype, **whose[name])
-        for name, source in sources.items()
+        name: load_network(classes[name], origin=origin, dtype=dtype)
+        for name, origin in origins.items()
     }
-    base = sources["vae"]
+    base = origins["vae"].source
     scheduler = load_or_explain(
         base,
         lambda: EulerDiscreteScheduler.from_pretrained(
             base.name, subfolder="scheduler", local_files_only=base.is_local
         ),
-        key=keys["base"],
+        key=key,
         get=_GET_BASE,
     )
-    revisions = [revision_of(source, **whose[name]) for name, source in sources.items()]
+    revisions = [revision_of(origin) for origin in origins.values()]
     return DepthCrafterParts(scheduler=scheduler, **loaded), "+".join(filter(None, revisions))
