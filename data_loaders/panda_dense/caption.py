@@ -6,25 +6,24 @@ from typing import Any, Literal
 
 import torch
 
+from data_loaders.panda_dense.caption_quality import first_sentence
 from data_loaders.panda_dense.captioner import (
     Captioner,
-    CaptionModelSettings,
+    CaptionResult,
+    CaptionSettings,
     check_captions,
-    first_sentence,
 )
 from data_loaders.panda_dense.models import ModelFacts
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionSettings:
+class CaptionStageSettings:
     """Captions of the clips."""
 
     backend: Literal["model", "given"] = "model"
     """'given': the captions of the source, the short one for the long one where there is none."""
-    model: CaptionModelSettings = field(default_factory=CaptionModelSettings)
-    batch_size: int = 4
-    """Clips captioned at once; halved where the device is full."""
+    captioner: CaptionSettings = field(default_factory=CaptionSettings)
 
 
 class CaptionStage(Stage):
@@ -37,26 +36,28 @@ class CaptionStage(Stage):
 
     name, reads = "caption", ("cut",)
 
-    def __init__(self, settings: CaptionSettings, *, device: torch.device) -> None:
+    def __init__(self, settings: CaptionStageSettings, *, device: torch.device) -> None:
         self._settings, self._device = settings, device
-        self.batch_size = settings.batch_size if settings.backend == "model" else 64
+        self.batch_size = settings.captioner.clips_per_batch
         self._captioner: Captioner | None = None
 
     def settings(self) -> dict[str, Any]:
         """Of the backend that is used."""
         if self._settings.backend == "given":
             return {"backend": "given"}
-        return {"backend": "model", "model": asdict(self._settings.model)}
+        return {"backend": "model", "captioner": asdict(self._settings.captioner)}
 
     def check(self) -> None:
         """The numbers and the weights of the model."""
         if self._settings.backend == "model":
-            check_captions(self._settings.model, section="caption.model")
+            check_captions(self._settings.captioner, section="caption.captioner")
 
     def load(self) -> None:
         """The model."""
         if self._settings.backend == "model":
-            self._captioner = Captioner.load(self._settings.model, device=self._device)
+            self._captioner = Captioner.load(
+                self._settings.captioner, device=self._device, section="caption.captioner"
+            )
 
     def unload(self) -> None:
         """Let go of the model."""
@@ -66,6 +67,11 @@ class CaptionStage(Stage):
     def shrink(self) -> bool:
         """Smaller pieces of a clip's work."""
         return self._captioner is not None and self._captioner.shrink()
+
+    def restore(self) -> None:
+        """As many clips at once as the settings say."""
+        if self._captioner is not None:
+            self._captioner.restore()
 
     @property
     def facts(self) -> ModelFacts:
@@ -78,25 +84,25 @@ class CaptionStage(Stage):
             return [_given(clip) for clip in clips]
         results = self._captioner.caption(
             [clip.rgb() for clip in clips],
-            fps=clips[0].columns["cut"]["fps"],
+            fps=[clip.columns["cut"]["fps"] for clip in clips],
             keys=[clip.key for clip in clips],
             short_captions=[clip.columns["ingest"]["caption_short"] for clip in clips],
         )
         return [
-            self._outcome(clip, text=result.text, flag=result.flag, attempts=result.attempts)
-            for clip, result in zip(clips, results, strict=True)
+            self._outcome(clip, result=result) for clip, result in zip(clips, results, strict=True)
         ]
 
-    def _outcome(self, clip: Clip, *, text: str, flag: str, attempts: int) -> Outcome:
-        source = clip.columns["ingest"]
-        columns = {"flag": flag, "tries": attempts, "model": self.facts.model}
-        # A flagged text is kept in the table, to be looked at, and trains nothing.
-        long = (source["caption_long"] or source["caption_short"]) if flag else text
-        short = source["caption_short"] or first_sentence(long)
+    def _outcome(self, clip: Clip, *, result: CaptionResult) -> Outcome:
+        columns = {"flag": result.flag, "tries": result.attempts, "model": self.facts.model}
+        if result.flag:
+            # Kept in the table, to be looked at; it trains nothing.
+            columns["flagged_answer"] = result.answer
+        # A flagged answer does not take the place of a long caption that came with the video.
+        given = clip.columns["ingest"]["caption_long"]
+        long = given if result.flag and given else result.caption_long
+        short = result.caption_short or first_sentence(long)
         if not short:
-            return Dropped(reason="no caption", detail=f"{flag}: {text}", columns=columns)
-        if flag:
-            columns["flagged_text"] = text
+            return Dropped(reason="no caption", detail=result.flag, columns=columns)
         return Kept(columns=columns | {"caption_short": short, "caption_long": long or short})
 
 

@@ -108,12 +108,12 @@ class CutStage(Stage):
         """Exact labels of a synthetic source, cut and resized as the video was."""
         if not source.member:
             return {}
-        size = {"height": self._settings.height, "width": self._settings.width}
         found = {}
         for name, fit in (("entity_ids", fit_ids), ("depth", fit_depth)):
             label = read_labels(source, name, video=video)
             if label is not None:
-                found[name] = fit(label, **size)
+                height, width = self._settings.height, self._settings.width
+                found[name] = fit(label, height=height, width=width)
         return found
 
 

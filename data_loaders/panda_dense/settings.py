@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from data_loaders.panda_dense.caption import CaptionSettings
+from data_loaders.panda_dense.caption import CaptionStageSettings
 from data_loaders.panda_dense.cut import ClipSettings
 from data_loaders.panda_dense.depth import DepthSettings
 from data_loaders.panda_dense.filter import MeasureSettings
@@ -34,7 +34,7 @@ class PandaConfig:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
     propagate: PropagateSettings = field(default_factory=PropagateSettings)
     depth: DepthSettings = field(default_factory=DepthSettings)
-    caption: CaptionSettings = field(default_factory=CaptionSettings)
+    caption: CaptionStageSettings = field(default_factory=CaptionStageSettings)
     write: WriteSettings = field(default_factory=WriteSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
