@@ -99,11 +99,15 @@ def test_every_published_weight_has_a_place_and_every_place_a_weight(
     assert placed + left == sum(tensor.numel() for tensor in published.values())
     with torch.device("meta"):
         network = Mask2FormerForUniversalSegmentation(config)
-    # By shapes: transformers 5 calls its modules otherwise than its files.
-    places = Counter(tuple(tensor.shape) for tensor in network.state_dict().values())
-    last_norm = (config.backbone_config.hidden_size,)
-    found = Counter(tuple(tensor.shape) for tensor in renamed.network.values())
-    assert found + Counter([last_norm] * 2) == places
+    # By shapes: transformers 5 calls its modules otherwise than its files. What one version keeps
+    # and another does not, no result goes through.
+    spare = ("swin.layernorm.weight", "swin.layernorm.bias", "relative_position_index")
+    places = Counter(
+        tuple(tensor.shape)
+        for key, tensor in network.state_dict().items()
+        if not key.endswith(spare)
+    )
+    assert Counter(tuple(tensor.shape) for tensor in renamed.network.values()) == places
     assert bool(renamed.fusion) == (kind == "cropformer")
 
 
