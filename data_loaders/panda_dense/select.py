@@ -1,0 +1,138 @@
+"""Stage `select`: which of the measured clips are good enough, and which of those are taken.
+
+A function of what was measured: other thresholds, or more clips, cost no decoding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data_loaders.panda_dense.runner import RunSettings
+from data_loaders.panda_dense.sampling import choose_clips
+from data_loaders.panda_dense.stage import kept_by_all
+from data_loaders.panda_dense.steps import Step, WholeStep
+from data_loaders.panda_dense.store import Row, Store
+from data_loaders.panda_dense.thresholds import FilterSettings, check_thresholds, verdict
+from data_loaders.schema import DataError
+
+NOT_DRAWN = "not drawn"
+"""Reason of clips that are good enough and beyond the number that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectSettings:
+    """Which clips go on."""
+
+    thresholds: FilterSettings = field(default_factory=FilterSettings)
+    num_clips: int | None = None
+    """Clips to take, by hash; None = all that are good enough. Later stages lose some: no entity,
+    too little labelled."""
+    clips_per_video: int | None = 3
+    """Most clips of a source video: neighbours look alike. 3 as in Panda-70M's own subset of 10M."""
+    seed: int = 0
+    """Of the hash: the same clips again, and fewer of them as a subset."""
+
+
+def check_select(settings: SelectSettings, *, section: str) -> None:
+    """Check the settings.
+
+    Raises:
+        DataError: One is out of range; names it.
+    """
+    check_thresholds(settings.thresholds, section=f"{section}.thresholds")
+    for name in ("num_clips", "clips_per_video"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise DataError(f"{section}.{name}: expected an integer >= 1 or null, got {value}")
+
+
+class SelectStep(WholeStep):
+    """See the module.
+
+    Args:
+        store: The data set in the making.
+        select: Thresholds and number of clips.
+        before: The stages before it, in their order.
+        after: Names of the stages behind it.
+        settings: How the work is done.
+    """
+
+    name, reads = "select", ("filter",)
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        select: SelectSettings,
+        before: Sequence[Step],
+        after: Sequence[str],
+        settings: RunSettings,
+    ) -> None:
+        super().__init__(store, settings=settings)
+        self._select, self._before, self._after = select, tuple(before), tuple(after)
+
+    def settings(self) -> dict[str, Any]:
+        """Of the choice."""
+        return asdict(self._select)
+
+    def check(self) -> None:
+        """The numbers."""
+        check_select(self._select, section="select")
+
+    def is_ready(self) -> bool:
+        """Every clip is measured."""
+        return self._before[-1].is_complete()
+
+    def is_complete(self) -> bool:
+        """Every clip is decided upon."""
+        parts = self.store.whole_parts(self._before[0].name)
+        return self.is_ready() and parts == self.store.whole_parts(self.name)
+
+    def outlook(self) -> Iterator[str]:
+        """What the thresholds would keep."""
+        if not self.is_ready():
+            yield f"waits for {self._before[-1].name}"
+            return
+        rows = self._decide()
+        kept = sum(row.status == "kept" for part in rows.values() for row in part)
+        yield f"{kept:,} of {sum(map(len, rows.values())):,} measured clips would go on"
+
+    def do(self) -> None:
+        """Decide upon every clip."""
+        for part, rows in self._decide().items():
+            before = list(self.store.read(self.name, part).values())
+            if before != rows:
+                for stage in self._after:
+                    self.store.reopen(stage, part)
+            self.store.write(self.name, part, rows, is_whole=True)
+
+    def _decide(self) -> dict[int, list[Row]]:
+        decided: dict[int, list[Row]] = {}
+        videos: dict[str, str] = {}
+        for part in self.store.whole_parts(self._before[0].name):
+            found = {step.name: self.store.read(step.name, part) for step in self._before}
+            decided[part] = []
+            for key in kept_by_all(found):
+                source = found["ingest"][key].columns
+                reason, detail = verdict(
+                    found["filter"][key].columns, source, self._select.thresholds
+                )
+                if reason:
+                    row = Row(key=key, status="dropped", reason=reason, detail=detail)
+                else:
+                    row = Row(key=key, status="kept")
+                    videos[key] = source["video_id"]
+                decided[part].append(row)
+        taken = choose_clips(
+            videos,
+            num_clips=self._select.num_clips,
+            per_video=self._select.clips_per_video,
+            seed=self._select.seed,
+        )
+        return {part: [_drawn(row, taken) for row in rows] for part, rows in decided.items()}
+
+
+def _drawn(row: Row, taken: set[str]) -> Row:
+    if row.status == "kept" and row.key not in taken:
+        return Row(key=row.key, status="dropped", reason=NOT_DRAWN)
+    return row
