@@ -75,7 +75,7 @@ class CaptionSettings:
     """What the model is asked."""
     frames: int = 8
     """Shown, evenly over the clip, the first and the last among them; Video-LLaVA was trained on 8
-    and has room for no more. Qwen takes pairs: an even number."""
+    (257 tokens each, of a context of 4096). Qwen takes pairs: an even number."""
     frame_pixels: tuple[int, int] = (100_352, 602_112)
     """Qwen: least and most pixels of a frame after it is resized, as its processor has them (128
     and 768 tokens per pair of frames): clips of 480x720 keep their size. Video-LLaVA always sees a

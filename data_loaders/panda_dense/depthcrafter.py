@@ -37,8 +37,10 @@ from data_loaders.panda_dense.pixels import CLIP_MEAN, CLIP_STD, resize_cubic, t
 from data_loaders.panda_dense.seeds import clip_generator
 from data_loaders.schema import DataError
 
-_GET_UNET = "fetch it: hf download tencent/DepthCrafter"
-_GET_BASE = "fetch it: hf download stabilityai/stable-video-diffusion-img2vid-xt"
+_PUBLISHED_UNET = "tencent/DepthCrafter"
+_PUBLISHED_BASE = "stabilityai/stable-video-diffusion-img2vid-xt"
+_GET_UNET = f"fetch it: hf download {_PUBLISHED_UNET}"
+_GET_BASE = f"fetch it: hf download {_PUBLISHED_BASE}"
 _CLIP_SIZE = 224
 _NOISE = 0.02
 """Standard deviation of the noise on the video before it is encoded, as in training."""
@@ -49,11 +51,11 @@ was trained on frames per second less one; 7 is that number already."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthCrafterSettings:
-    """Weights and numbers of DepthCrafter; the defaults are those of the authors' program."""
+    """Weights and numbers of DepthCrafter; defaults are the authors' but for `decode_chunk`."""
 
-    unet: str = "tencent/DepthCrafter"
+    unet: str = _PUBLISHED_UNET
     """Folder or hub id of the video U-Net, the part that they trained."""
-    base: str = "stabilityai/stable-video-diffusion-img2vid-xt"
+    base: str = _PUBLISHED_BASE
     """Folder or hub id with vae/, image_encoder/ and scheduler/: Stable Video Diffusion."""
     dtype: Dtype | None = None
     """Of all networks; None = fp16 on a GPU, as the authors run it, and fp32 on a CPU."""
@@ -67,9 +69,10 @@ class DepthCrafterSettings:
     """Frames that a window shares with the one before, where the two are blended."""
     max_side: int = 1024
     """Longer side worked at, pixels; what it was trained at. Sides become multiples of 64."""
-    decode_chunk: int = 8
+    decode_chunk: int = 7
     """Frames encoded or decoded at once. The decoder looks along time within a chunk, so this
-    changes depth slightly, not only memory; 8 is the authors'."""
+    changes depth slightly, not only memory. 7 divides 49; the authors' 8 would decode the 49th
+    frame alone, which then differs in contrast from the one before."""
     seed: int = 42
     """Of the noise, with the key of the clip."""
     offload: bool = False
@@ -163,7 +166,13 @@ class DepthCrafter:
             model=f"{settings.unet} on {settings.base}",
             revision=revision,
             version=library_version("diffusers"),
-            license=license_of(settings.unet, settings.base, otherwise="tencent/DepthCrafter"),
+            license="; ".join(
+                license_of(given, otherwise=published)
+                for given, published in (
+                    (settings.unet, _PUBLISHED_UNET),
+                    (settings.base, _PUBLISHED_BASE),
+                )
+            ),
         )
         return cls(parts, settings=settings, device=device, facts=facts)
 

@@ -120,26 +120,18 @@ def find_licence(weights: str) -> Licence | None:
     return None
 
 
-def license_of(*weights: str, otherwise: str) -> str:
-    """What `ModelFacts.license` says of a model.
+def license_of(weights: str, *, otherwise: str) -> str:
+    """What `ModelFacts.license` says of a set of weights.
 
     Args:
-        weights: Settings: hub ids or folders; a model may be made of several.
-        otherwise: Hub id whose terms to name, as likely, for weights that the table does not know.
-
-    Returns:
-        The terms of each, once, joined by '; '.
+        weights: Setting: hub id or folder.
+        otherwise: Hub id whose terms to name, as likely, where the table does not know them.
     """
-    terms = []
-    for name in weights:
-        known = find_licence(name)
-        guess = find_licence(otherwise)
-        if known is not None:
-            terms.append(known.terms)
-        else:
-            likely = f"; those of {otherwise}: {guess.terms}" if guess else ""
-            terms.append(UNKNOWN + likely)
-    return "; ".join(dict.fromkeys(terms))
+    known = find_licence(weights)
+    if known is not None:
+        return known.terms
+    likely = find_licence(otherwise)
+    return f"{UNKNOWN}; those of {otherwise}: {likely.terms}" if likely else UNKNOWN
 
 
 def licence_notice(facts: ModelFacts) -> str:

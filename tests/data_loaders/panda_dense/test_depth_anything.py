@@ -14,10 +14,9 @@ from data_loaders.panda_dense.depth_anything import (
 )
 from data_loaders.panda_dense.models import Shrinks
 from data_loaders.schema import DataError
-from tests.data_loaders.panda_dense.tiny_depth import save_tiny_depth_anything
+from tests.data_loaders.panda_dense.tiny_depth import SMALL_DEPTH_ANYTHING, save_tiny_depth_anything
 
 CPU = torch.device("cpu")
-SMALL = {"side": 70, "frames_per_batch": 4}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def model(folder):
-    settings = DepthAnythingSettings(weights=str(folder), **SMALL)
+    settings = DepthAnythingSettings(
+        weights=str(folder), frames_per_batch=4, **SMALL_DEPTH_ANYTHING
+    )
     return DepthAnything.load(settings, device=CPU)
 
 

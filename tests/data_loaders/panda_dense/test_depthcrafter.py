@@ -30,7 +30,11 @@ from tests.data_loaders.panda_dense.depthcrafter_reference import (
     numbers_of,
     reference_disparity,
 )
-from tests.data_loaders.panda_dense.tiny_depth import make_tiny_depthcrafter, save_tiny_depthcrafter
+from tests.data_loaders.panda_dense.tiny_depth import (
+    SMALL_DEPTHCRAFTER,
+    make_tiny_depthcrafter,
+    save_tiny_depthcrafter,
+)
 
 CPU = torch.device("cpu")
 # Rounding alone makes up to 3e-5 of a range of 0..1; the least of slips tried, 8e-3.
@@ -47,7 +51,14 @@ def make(**numbers):
 
 
 def our_disparity(case):
-    model = make(steps=case.steps, guidance=case.guidance, window=case.window, overlap=case.overlap)
+    # Theirs decodes eight frames at a time.
+    model = make(
+        steps=case.steps,
+        guidance=case.guidance,
+        window=case.window,
+        overlap=case.overlap,
+        decode_chunk=8,
+    )
     video = to_unit(make_clip(case)) * 2 - 1
     return model.disparity(video, generator=torch.Generator().manual_seed(SEED)).numpy()
 
@@ -61,7 +72,7 @@ def folder(tmp_path_factory):
 
 def settings_for(folder, **numbers):
     return DepthCrafterSettings(
-        unet=str(folder / "unet"), base=str(folder / "svd"), steps=1, max_side=64, **numbers
+        unet=str(folder / "unet"), base=str(folder / "svd"), **(SMALL_DEPTHCRAFTER | numbers)
     )
 
 
@@ -174,6 +185,7 @@ def test_a_folder_as_the_hub_has_it_gives_depth_of_the_clips_own_size(folder) ->
     assert model.facts.revision.count("+") == 2
     assert model.facts.version.startswith("diffusers ")
     assert "academic" in model.facts.license
+    assert "Stability AI" in model.facts.license
 
 
 def test_noise_belongs_to_the_seed_and_the_clip(folder) -> None:

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from data_loaders.panda_dense.depth_anything import DepthAnythingSettings
-from data_loaders.panda_dense.depthcrafter import DepthCrafterSettings
 from data_loaders.panda_dense.licences import (
     LICENCES,
     UNKNOWN,
@@ -40,13 +39,6 @@ def test_terms_are_found_by_hub_id_or_folder_name(weights, part) -> None:
     assert part in licence.terms
 
 
-def test_a_model_of_two_parts_has_the_terms_of_both() -> None:
-    settings = DepthCrafterSettings()
-    terms = license_of(settings.unet, settings.base, otherwise="tencent/DepthCrafter")
-    assert "academic" in terms
-    assert "Stability" in terms
-
-
 def test_weights_of_unknown_origin_are_not_called_free() -> None:
     assert find_licence("/data/my-weights") is None
     terms = license_of("/data/my-weights", otherwise="depth-anything/Depth-Anything-V2-Large-hf")
@@ -61,6 +53,13 @@ def test_the_notice_is_one_line_with_name_terms_and_source() -> None:
     assert notice.startswith(f"{weights}: Apache-2.0 (README.md of ")
     assert "\n" not in notice
     assert licence_notice(replace(facts, model="/x/y", license="")) == f"/x/y: {UNKNOWN}"
+
+
+def test_a_model_of_two_parts_names_the_sources_of_both() -> None:
+    model = "tencent/DepthCrafter on stabilityai/stable-video-diffusion-img2vid-xt"
+    notice = licence_notice(ModelFacts(backend="model", model=model, license="terms"))
+    assert notice.startswith(f"{model}: terms (LICENSE of github.com/Tencent/DepthCrafter at ")
+    assert "model card" in notice
 
 
 def test_every_entry_says_where_it_stands() -> None:
