@@ -75,9 +75,8 @@ LICENCES = (
     ),
     Licence(
         family="qqlu1992/adobe_entityseg",
-        terms="repository CC BY-NC 4.0, its CropFormer folder MIT; no word on the weights, so take "
-        "them as CC BY-NC 4.0: no commercial use",
-        source="LICENSE and Entityv2/CropFormer/LICENSE of github.com/qqlu/Entity at 6e7e13a",
+        terms="CC BY-NC 4.0: no commercial use",
+        source="Entityv2/README.md (code and models) of github.com/qqlu/Entity at 6e7e13a",
     ),
     Licence(
         family="facebook/mask2former-*",

@@ -1,7 +1,7 @@
 """Stage `propagate`: the first frame's entities through the clip, then cleaned.
 
 Entities that come into the picture later stay unlabelled, as in the paper; with
-`propagate.sam2.reprompt_every` the first frame's model looks at later frames too.
+`propagate.reprompt.every` the first frame's model looks at later frames too.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,17 @@ import torch
 from jaxtyping import UInt8, UInt16
 
 from data_loaders.decode import encode_labels
-from data_loaders.panda_dense.classical_propagation import ClassicalPropagator
+from data_loaders.classical_segmentation import BACKEND as CLASSICAL
+from data_loaders.panda_dense.classical_propagation import (
+    ClassicalPropagationSettings,
+    check_classical_propagation,
+    propagate_classically,
+)
 from data_loaders.panda_dense.exact import exact_facts, read_exact
-from data_loaders.panda_dense.mask_cleaning import CleanSettings, check_cleaning, clean_masks
-from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.mask_cleaning import CleaningSettings, check_cleaning, clean_masks
+from data_loaders.panda_dense.models import ModelFacts, library_version
+from data_loaders.panda_dense.reprompting import Reprompter, RepromptSettings, check_reprompt
+from data_loaders.panda_dense.sam2_inputs import grid_points
 from data_loaders.panda_dense.sam2_video import Sam2Propagator, Sam2Settings, check_sam2
 from data_loaders.panda_dense.segment import (
     FILE,
@@ -39,7 +46,9 @@ class PropagateSettings:
     """'classical': optical flow, for machines without weights, not for results; 'synthetic': the
     exact ids of a synthetic source."""
     sam2: Sam2Settings = field(default_factory=Sam2Settings)
-    clean: CleanSettings = field(default_factory=CleanSettings)
+    classical: ClassicalPropagationSettings = field(default_factory=ClassicalPropagationSettings)
+    reprompt: RepromptSettings = field(default_factory=RepromptSettings)
+    clean: CleaningSettings = field(default_factory=CleaningSettings)
     min_coverage: float = 0.3
     """Clips are dropped of which less is labelled, share of all pixels: black says nothing about
     the picture, and a model that sees much of it learns to paint black."""
@@ -53,6 +62,8 @@ def check_propagate(settings: PropagateSettings) -> None:
         ValueError: There are no such weights; says where they are to be had.
     """
     check_cleaning(settings.clean, section="propagate.clean")
+    check_reprompt(settings.reprompt, section="propagate.reprompt")
+    check_classical_propagation(settings.classical, section="propagate.classical")
     if not 0 <= settings.min_coverage <= 1:
         raise DataError(
             f"propagate.min_coverage: expected a share in 0..1, got {settings.min_coverage}"
@@ -76,12 +87,12 @@ class PropagateStage(Stage):
         self, settings: PropagateSettings, *, segment: SegmentSettings, device: torch.device
     ) -> None:
         self._settings, self._segment, self._device = settings, segment, device
-        self._model: Sam2Propagator | ClassicalPropagator | None = None
+        self._model: Sam2Propagator | None = None
         self._segmenter: Segmenter | None = None
 
     @property
     def _looks_again(self) -> bool:
-        return self._settings.backend == "model" and bool(self._settings.sam2.reprompt_every)
+        return self._settings.backend != "synthetic" and self._settings.reprompt.every is not None
 
     def settings(self) -> dict[str, Any]:
         """Of the backend that is used."""
@@ -91,22 +102,30 @@ class PropagateStage(Stage):
         }
         if self._settings.backend != "synthetic":
             chosen["clean"] = asdict(self._settings.clean)
+            chosen["reprompt"] = asdict(self._settings.reprompt)
         if self._settings.backend == "model":
             chosen["sam2"] = asdict(self._settings.sam2)
+        if self._settings.backend == CLASSICAL:
+            chosen["classical"] = asdict(self._settings.classical)
         return chosen
 
     def check(self) -> None:
         """The numbers and the weights of the models."""
         check_propagate(self._settings)
+        if self._segment.starts_from_points and self._settings.backend != "model":
+            raise DataError(
+                "segment.sam2_grid.reading: points are prompts of SAM 2: expected "
+                f"propagate.backend 'model', got {self._settings.backend!r}"
+            )
         if self._looks_again:
             check_segmenter(self._segment)
 
     def load(self) -> None:
         """The model; the first frame's too, where later frames are looked at."""
         if self._settings.backend == "model":
-            self._model = Sam2Propagator.load(self._settings.sam2, device=self._device)
-        elif self._settings.backend == "classical":
-            self._model = ClassicalPropagator()
+            self._model = Sam2Propagator.load(
+                self._settings.sam2, device=self._device, section="propagate.sam2"
+            )
         if self._looks_again:
             self._segmenter = load_segmenter(self._segment, device=self._device)
 
@@ -116,38 +135,55 @@ class PropagateStage(Stage):
         super().unload()
 
     def shrink(self) -> bool:
-        """Fewer entities at once."""
+        """Fewer entities at once; which changes no result."""
         return self._model is not None and self._model.shrink()
-
-    def restore(self) -> None:
-        """As many entities at once as the settings say."""
-        if self._model is not None:
-            self._model.restore()
 
     @property
     def facts(self) -> ModelFacts:
         """What carries the entities on."""
-        return exact_facts() if self._model is None else self._model.facts
+        if self._settings.backend == "synthetic":
+            return exact_facts()
+        if self._settings.backend == CLASSICAL:
+            return ModelFacts(backend=CLASSICAL, version=library_version("opencv-python-headless"))
+        assert self._model is not None
+        return self._model.facts
 
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Ids of each clip."""
         return [self._follow(clip) for clip in clips]
 
+    def _propagate(self, clip: Clip) -> UInt16[np.ndarray, "t h w"]:
+        rgb = clip.rgb()
+        if self._segment.starts_from_points:
+            assert self._model is not None
+            per_side = self._segment.sam2_grid.points_per_side
+            height, width = rgb.shape[1:3]
+            points = grid_points(per_side, height=height, width=width)
+            return self._model.propagate_points(rgb, points)
+        first = decode_ids(clip.read("segment", FILE), name=f"{clip.key}.{FILE}")
+        reprompter = None
+        if self._looks_again:
+            reprompter = Reprompter(segment=self._look, settings=self._settings.reprompt)
+        if self._model is not None:
+            return self._model.propagate(rgb, first, reprompter=reprompter)
+        return propagate_classically(
+            rgb, first, settings=self._settings.classical, reprompter=reprompter
+        )
+
     def _follow(self, clip: Clip) -> Outcome:
-        if self._model is None:
+        if self._settings.backend == "synthetic":
             ids = read_exact(clip, "entity_ids")
         else:
-            name = f"{clip.key}.{FILE}"
-            first = decode_ids(clip.read("segment", FILE), name=name)
-            raw = self._model.propagate(clip.rgb(), first, segment=self._look)
-            ids = clean_masks(raw, settings=self._settings.clean)
+            ids = clean_masks(self._propagate(clip), settings=self._settings.clean).ids
         stats = track_stats(ids)
         columns = {
-            "num_entities": len(stats.ids),
-            "coverage": round(float(np.mean(stats.coverage)), 4),
-            "least_coverage": round(float(np.min(stats.coverage)), 4),
-            "areas": [round(float(area), 5) for area in stats.areas],
-            "lifetimes": [round(float(share), 4) for share in stats.lifetimes],
+            "num_entities": stats.count,
+            "num_lost": len(stats.lost),
+            "num_entered": len(stats.entered),
+            "coverage": round(float(stats.coverage.mean()), 4),
+            "least_coverage": round(float(stats.coverage.min()), 4),
+            "areas": [round(float(share), 5) for share in stats.area],
+            "lifetimes": [round(float(share), 4) for share in stats.lifetime],
         }
         if columns["coverage"] < self._settings.min_coverage:
             return Dropped(

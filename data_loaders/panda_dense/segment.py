@@ -19,7 +19,7 @@ from data_loaders.panda_dense.mask2former import (
     check_mask2former,
 )
 from data_loaders.panda_dense.models import ModelFacts
-from data_loaders.panda_dense.sam2_grid import GridSegmenter, GridSettings, check_grid
+from data_loaders.panda_dense.sam2_grid import Sam2Grid, Sam2GridSettings, check_sam2_grid
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.schema import DataError
 
@@ -52,9 +52,15 @@ class SegmentSettings:
     """'entityseg' is the paper's, a Mask2Former or a CropFormer by its weights; 'sam2_grid' is the
     ablation of table 9: SAM 2, prompted by a grid of points."""
     entityseg: Mask2FormerSettings = field(default_factory=Mask2FormerSettings)
-    sam2_grid: GridSettings = field(default_factory=GridSettings)
+    sam2_grid: Sam2GridSettings = field(default_factory=Sam2GridSettings)
     batch_size: int = 4
     """Clips whose first frames are read before the model runs."""
+
+    @property
+    def starts_from_points(self) -> bool:
+        """Whether the points of the grid are the objects, and this stage finds no masks."""
+        is_grid = self.backend == "model" and self.method == "sam2_grid"
+        return is_grid and self.sam2_grid.reading == "points"
 
 
 class SegmentStage(Stage):
@@ -79,7 +85,7 @@ class SegmentStage(Stage):
         method = self._settings.method
         return {"backend": "model", "method": method, method: asdict(self._method())}
 
-    def _method(self) -> Mask2FormerSettings | GridSettings:
+    def _method(self) -> Mask2FormerSettings | Sam2GridSettings:
         return getattr(self._settings, self._settings.method)
 
     def check(self) -> None:
@@ -89,7 +95,7 @@ class SegmentStage(Stage):
 
     def load(self) -> None:
         """The model."""
-        if self._settings.backend != EXACT:
+        if self._settings.backend != EXACT and not self._settings.starts_from_points:
             self._segmenter = load_segmenter(self._settings, device=self._device)
 
     def unload(self) -> None:
@@ -101,13 +107,23 @@ class SegmentStage(Stage):
         """Smaller pieces of a frame's work."""
         return self._segmenter is not None and self._segmenter.shrink()
 
+    def restore(self) -> None:
+        """As large pieces as the settings say."""
+        if isinstance(self._segmenter, EntitySegmenter):
+            self._segmenter.restore()
+
     @property
     def facts(self) -> ModelFacts:
         """What finds the entities."""
+        if self._settings.starts_from_points:
+            return ModelFacts(backend="model", model="a grid of points")
         return exact_facts() if self._segmenter is None else self._segmenter.facts
 
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Entities of each clip's first frame."""
+        if self._settings.starts_from_points:
+            points = self._settings.sam2_grid.points_per_side ** 2
+            return [Kept(columns={"num_entities": points}) for _ in clips]
         if self._segmenter is None:
             return [_exact(clip) for clip in clips]
         frames = np.stack([_first_frame(clip) for clip in clips])
@@ -124,7 +140,7 @@ def check_segmenter(settings: SegmentSettings) -> None:
     if settings.method == "entityseg":
         check_mask2former(settings.entityseg, section="segment.entityseg")
     else:
-        check_grid(settings.sam2_grid, section="segment.sam2_grid")
+        check_sam2_grid(settings.sam2_grid, section="segment.sam2_grid")
 
 
 def load_segmenter(settings: SegmentSettings, *, device: torch.device) -> Segmenter:
@@ -139,7 +155,26 @@ def load_segmenter(settings: SegmentSettings, *, device: torch.device) -> Segmen
         return ClassicalSegmenter()
     if settings.method == "entityseg":
         return EntitySegmenter.load(settings.entityseg, device=device, section="segment.entityseg")
-    return GridSegmenter.load(settings.sam2_grid, device=device, section="segment.sam2_grid")
+    return _GridSegmenter(settings.sam2_grid, device=device)
+
+
+class _GridSegmenter:
+    """SAM 2's automatic masks of several pictures.
+
+    Args:
+        settings: Grid and thresholds.
+        device: Where it runs.
+    """
+
+    def __init__(self, settings: Sam2GridSettings, *, device: torch.device) -> None:
+        self._grid = Sam2Grid.load(settings, device=device, section="segment.sam2_grid")
+        self.facts = self._grid.facts
+        self.shrink = self._grid.shrink
+
+    def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
+        """Masks of each frame; they have no score of an entity, so each is 1."""
+        found = [self._grid.segment(frame) for frame in frames]
+        return [FirstFrame(ids=ids, scores=(1.0,) * int(ids.max())) for ids in found]
 
 
 def encode_ids(ids: UInt16[np.ndarray, "h w"]) -> bytes:

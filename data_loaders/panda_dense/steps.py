@@ -1,6 +1,7 @@
 """Stages as the program sees them: what is there to do now, and is it all done."""
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 from data_loaders.atomic_file import write_atomically
 from data_loaders.panda_dense import claims
+from data_loaders.panda_dense.licences import licence_notice
 from data_loaders.panda_dense.models import ModelFacts
 from data_loaders.panda_dense.runner import RunSettings, StageRunner
 from data_loaders.panda_dense.stage import Stage
 from data_loaders.panda_dense.store import Row, Store
 from data_loaders.schema import DataError
+
+_log = logging.getLogger(__name__)
 
 _SETTINGS, _FACTS = "settings.json", "made_by.json"
 
@@ -180,6 +184,8 @@ class PartStep(Step):
         facts = self._stage.facts
         if facts is None:
             return
+        if facts.license:
+            _log.info("%s: %s", self.name, licence_notice(facts))
         path = self.store.folder(self.name) / _FACTS
         stored = _read_json(path)
         if stored is None:

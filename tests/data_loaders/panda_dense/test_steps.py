@@ -70,7 +70,7 @@ class World:
         names = {"cut": ("list",), "depth": ("cut",), "caption": ("cut",)}
         self.stages = {n: Fake(n, reads=reads, log=self.log) for n, reads in names.items()}
         self.steps: list[Step] = [List(self.store, settings=RUN)]
-        for place, (name, stage) in enumerate(self.stages.items()):
+        for place, stage in enumerate(self.stages.values()):
             after = list(names)[place + 1 :]
             step = PartStep(self.store, stage, before=self.steps, after=after, settings=RUN)
             self.steps.append(step)
@@ -174,7 +174,7 @@ def test_a_process_goes_on_with_parts_that_are_through(world: World) -> None:
 def test_what_would_be_done(world: World) -> None:
     world.run("list")
     assert list(world.steps[1].outlook()) == ["4 clips are ready in 2 part(s)"]
-    assert list(world.steps[2].outlook())[0] == "0 clips are ready in 0 part(s)"
+    assert next(world.steps[2].outlook()) == "0 clips are ready in 0 part(s)"
     assert "cut is not complete" in list(world.steps[2].outlook())[1]
 
 
