@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import av
 import av.error
@@ -192,7 +192,7 @@ def _first_stream(container: Any, *, name: str) -> Any:
     return stream
 
 
-def video_facts(path: Path | BinaryIO, *, name: str = "") -> VideoFacts:
+def video_facts(path: Path | io.BufferedIOBase, *, name: str = "") -> VideoFacts:
     """Size and mean rate of a video file, from its header.
 
     Args:
@@ -215,7 +215,7 @@ def video_facts(path: Path | BinaryIO, *, name: str = "") -> VideoFacts:
     return VideoFacts(height=height, width=width, fps=float(rate))
 
 
-def start_of(path: Path | BinaryIO, *, name: str) -> Fraction:
+def start_of(path: Path | io.BufferedIOBase, *, name: str) -> Fraction:
     """Time stamp, seconds, that players show as 0: the earliest of all streams, by the header.
 
     Raises:
@@ -229,7 +229,7 @@ def start_of(path: Path | BinaryIO, *, name: str) -> Fraction:
         raise DataError(f"{name}: cannot be opened as video: {error}") from error
 
 
-def _openable(data: bytes | Path | BinaryIO) -> Any:
+def _openable(data: bytes | Path | io.BufferedIOBase) -> Any:
     if isinstance(data, bytes):
         return io.BytesIO(data)
     if isinstance(data, Path):
@@ -239,7 +239,7 @@ def _openable(data: bytes | Path | BinaryIO) -> Any:
 
 
 def decode_frames(
-    data: bytes | Path | BinaryIO, *, name: str, seek: float | Fraction | None = None
+    data: bytes | Path | io.BufferedIOBase, *, name: str, seek: float | Fraction | None = None
 ) -> Iterator[av.VideoFrame]:
     """Frames in presentation order.
 

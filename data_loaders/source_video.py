@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from av import VideoFrame
@@ -92,7 +93,7 @@ class TimeSpan:
 
 
 def read_at_rate(  # noqa: PLR0913 - what to read, and how; two have defaults
-    path: Path | BinaryIO,
+    path: Path | BufferedIOBase,
     *,
     fps: float,
     num_frames: int,
@@ -177,26 +178,30 @@ def _timed(
 
 
 def _timed_part(
-    path: Path | BinaryIO, *, span: TimeSpan, duration: Fraction, name: str
+    path: Path | BufferedIOBase, *, span: TimeSpan, duration: Fraction, name: str
 ) -> Iterator[tuple[Fraction, tuple[int, VideoFrame]]]:
     """Frames of a part with (seconds from its start, (index in it, frame))."""
     zero = start_of(path, name=name)
     start = Fraction(round(span.start * 1_000_000), 1_000_000)
-    index = 0
-    for decoded, frame in enumerate(_from_before(path, at=zero + start, span=span, name=name)):
+    index, begin = 0, None
+    for decoded, frame in enumerate(_from_before(path, at=zero + start, name=name)):
         stamp = _stamp(frame)
         # Without time stamps nothing was sought: the frames are counted.
         now = decoded * duration if stamp is None else stamp - zero
+        begin = now if begin is None else begin
         if now >= span.end - STAMP_ERROR:
             return
         if now >= start - STAMP_ERROR:
             yield now - start, (index, frame)
             index += 1
+        elif now - begin > span.most_lead:
+            raise SparseKeyFramesError(
+                f"{name}: expected a key frame within {span.most_lead:g} s before "
+                f"{span.start:g} s, the last one is at {float(begin):.1f} s"
+            )
 
 
-def _from_before(
-    path: Path | BinaryIO, *, at: Fraction, span: TimeSpan, name: str
-) -> Iterator[VideoFrame]:
+def _from_before(path: Path | BufferedIOBase, *, at: Fraction, name: str) -> Iterator[VideoFrame]:
     """Frames from a key frame at or before a time stamp on."""
     for lead in _LEADS:
         frames = decode_frames(path, name=name, seek=None if lead is None else at - lead)
@@ -206,23 +211,10 @@ def _from_before(
             if lead is None:
                 raise
             continue  # the container cannot be sought in
-        # Indices are by decoding time: the frame that is found may be shown after `at`.
         stamp = None if first is None else _stamp(first)
-        if lead is None and first is not None:
-            _check_lead(at if stamp is None else at - stamp, span=span, name=name)
+        # Indices are by decoding time: the frame that is found may be shown after `at`.
+        is_before = stamp is not None and stamp <= at + STAMP_ERROR
+        if first is not None and (is_before or lead is None):
             yield first
-        elif first is None or stamp is None or stamp > at + STAMP_ERROR:
-            continue
-        else:
-            _check_lead(at - stamp, span=span, name=name)
-            yield first
-        yield from frames
-        return
-
-
-def _check_lead(lead: Fraction, *, span: TimeSpan, name: str) -> None:
-    if lead > span.most_lead:
-        raise SparseKeyFramesError(
-            f"{name}: expected a key frame within {span.most_lead:g} s before {span.start:g} s, "
-            f"the last one is {float(lead):.1f} s before"
-        )
+            yield from frames
+            return

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import av
 import av.error
@@ -164,12 +164,12 @@ def _clip_errors(source: ClipSource) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: ClipSource) -> Iterator[tuple[BinaryIO, str]]:
+def _opened(source: ClipSource) -> Iterator[tuple[io.BufferedIOBase, str]]:
     """The bytes of a clip's video as a seekable file, and its name for messages."""
     path, place = _place(source)
     name = f"{path}:{source.member}" if source.member else str(path)
     with FileWindow(path, place) as window:
-        yield cast(BinaryIO, io.BufferedReader(window, buffer_size=2**16)), name
+        yield io.BufferedReader(window, buffer_size=2**16), name
 
 
 def _place(source: ClipSource) -> tuple[Path, Place]:
@@ -180,7 +180,7 @@ def _place(source: ClipSource) -> tuple[Path, Place]:
         raise ClipError(MISSING, f"{path}: there is no such file any more")
     if not source.member:
         return path, Place(offset=0, size=path.stat().st_size)
-    members = tar_index(path).get(source.member, {})
+    members = tar_index(path).members.get(source.member, {})
     ending = video_ending(members)
     if ending is None:
         raise ClipError(
@@ -190,7 +190,7 @@ def _place(source: ClipSource) -> tuple[Path, Place]:
     return path, members[ending]
 
 
-def _check_size(file: BinaryIO, *, name: str, max_pixels: int) -> None:
+def _check_size(file: io.BufferedIOBase, *, name: str, max_pixels: int) -> None:
     """Refuse by the header what would fill the memory when it is decoded."""
     file.seek(0)
     try:
@@ -280,7 +280,7 @@ def read_labels(source: ClipSource, name: str, *, video: TimedVideo) -> np.ndarr
     path = Path(source.path)
     member = LABEL_MEMBERS[name]
     with _clip_errors(source):
-        if member not in tar_index(path).get(source.member, {}):
+        if member not in tar_index(path).members.get(source.member, {}):
             return None
         content = read_member(path, key=source.member, ending=member)
         return decode_labels(

@@ -14,9 +14,10 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from data_loaders.panda_dense.tally import Tally
@@ -156,7 +157,9 @@ class PandaCsv:
             yield clip
 
 
-def _rows(file: BinaryIO, *, width: int | None, tally: Tally) -> Iterator[tuple[int, list[str]]]:
+def _rows(
+    file: BufferedIOBase, *, width: int | None, tally: Tally
+) -> Iterator[tuple[int, list[str]]]:
     """(line, fields); a row that cannot be parsed costs itself and not what follows.
 
     Args:
@@ -198,7 +201,7 @@ def _parse(lines: list[str], *, width: int | None = None) -> list[str] | None:
     return rows[0] if len(rows) == 1 and width in (None, len(rows[0])) else None
 
 
-def _lines(file: BinaryIO, *, tally: Tally) -> Iterator[tuple[int, str]]:
+def _lines(file: BufferedIOBase, *, tally: Tally) -> Iterator[tuple[int, str]]:
     number = 0
     while raw := file.readline(MOST_ROW_BYTES + 1):
         number += 1

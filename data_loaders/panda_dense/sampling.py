@@ -1,74 +1,126 @@
-"""Choose clips and hold out videos by hash: no order, no number of processes has a say.
+"""Which clips are taken of many, and which videos are held out: by hashes, never by order.
 
-Every clip has a rank, a number that its key and the seed decide. Who takes the lowest ranks takes
-the same clips again when there are more to choose from, and fewer are a subset of more.
+The same clips are chosen whatever the order they come in, on however many machines, and when more
+are added later only as many change as must.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data_loaders.schema import DataError
 
 
-def clip_rank(key: str, *, seed: int, use: str = "sample") -> int:
-    """A number of 64 bits for a clip or a video.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSettings:
+    """How many clips, and how many of them for evaluation."""
 
-    Args:
-        key: Of the clip, or the id of a video.
-        seed: Other seeds give other orders.
-        use: What the number is for; other uses give other orders.
+    num_clips: int | None = None
+    """Most clips taken; None = all. The paper trains on 300,000."""
+    per_video: int | None = 3
+    """Most clips of one source video; None = no limit. Panda-70M's 10M subset has at most 3, for
+    the sake of variety."""
+    seed: int = 0
+    """Another seed, another choice; a smaller `num_clips` is a part of a larger one."""
+    held_out_clips: int = 1024
+    """Clips for evaluation, of whole source videos: FVD needs more clips than the 400 features it
+    compares. 0 = none."""
+    most_held_out: float = 0.1
+    """Most share of the clips held out: of a few clips, all would be."""
+    held_out_seed: int = 0
+    """Apart from `seed`, so that another choice of training clips keeps the evaluation set."""
+
+
+def check_sample(settings: SampleSettings, *, section: str) -> None:
+    """Check the settings.
+
+    Raises:
+        DataError: Names the setting.
     """
-    content = f"{use}\0{seed}\0{key}".encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+    for name, least in (("num_clips", 1), ("per_video", 1), ("held_out_clips", 0)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise DataError(f"{section}.{name}: expected >= {least} or None, got {value}")
+    if not 0 <= settings.most_held_out < 1:
+        raise DataError(
+            f"{section}.most_held_out: expected a share in [0, 1), got {settings.most_held_out}"
+        )
 
 
-def choose_clips(
-    videos: Mapping[str, str], *, num_clips: int | None, per_video: int | None, seed: int
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """What a choice needs to know of a clip."""
+
+    key: str
+    video_id: str
+
+
+def rank(name: str, *, seed: int) -> int:
+    """A number in [0, 2^64), drawn by SHA-256 of seed and name: the lower, the sooner chosen."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def choose(
+    clips: Iterable[Candidate], *, num_clips: int | None, per_video: int | None, seed: int
 ) -> set[str]:
-    """Keys of the clips that are taken: by rank, at most so many of a video.
+    """Keys of the clips that are taken.
 
-    The clips for a number are a subset of those for any larger number, for the same seed and the
-    same limit per video: whether a clip is within its video's limit depends on that video's clips
-    alone, and what remains is taken by rank.
-
-    Args:
-        videos: Source video of each clip, by key.
-        num_clips: How many to take; None = all.
-        per_video: Most clips of a source video; None = no limit.
-        seed: Of the choice.
-    """
-    order = sorted(videos, key=lambda key: (clip_rank(key, seed=seed), key))
-    if per_video is not None:
-        taken: Counter[str] = Counter()
-        within = []
-        for key in order:
-            if taken[videos[key]] < per_video:
-                taken[videos[key]] += 1
-                within.append(key)
-        order = within
-    return set(order if num_clips is None else order[:num_clips])
-
-
-def held_out_videos(videos: Mapping[str, str], *, num_clips: int, seed: int) -> set[str]:
-    """Source videos for evaluation: whole ones, by rank, until they have enough clips.
+    Of each video the `per_video` clips of lowest rank may be taken, of all these the `num_clips`
+    of lowest rank are. The first does not depend on `num_clips`, so the choice of fewer is a part
+    of the choice of more; without a limit per video, what is added to the clips displaces no more
+    than it adds.
 
     Args:
-        videos: Source video of each clip, by key.
-        num_clips: Clips wanted; the last video may bring a few more. 0 = none.
-        seed: Of the choice.
+        clips: In any order, each key once.
+        num_clips: Most clips; None = all.
+        per_video: Most clips of one `video_id`; None = no limit.
+        seed: Of the ranks.
 
     Returns:
-        Ids of videos, none of which training may see; one at least is left to it.
+        The keys; fewer than `num_clips` where there are fewer.
     """
-    counts = Counter(videos.values())
-    chosen: set[str] = set()
-    clips = 0
-    for video in _by_rank(counts, seed=seed):
-        if clips >= num_clips or len(chosen) + 1 >= len(counts):
+    lowest: dict[str, list[tuple[int, str]]] = {}
+    for clip in clips:
+        # A heap of the negated ranks: the clip to give up is on top.
+        of_video = lowest.setdefault(clip.video_id, [])
+        item = (-rank(clip.key, seed=seed), clip.key)
+        if per_video is None or len(of_video) < per_video:
+            heapq.heappush(of_video, item)
+        else:
+            heapq.heappushpop(of_video, item)
+    ranked = ((-negated, key) for of_video in lowest.values() for negated, key in of_video)
+    taken = ranked if num_clips is None else heapq.nsmallest(num_clips, ranked)
+    return {key for _, key in taken}
+
+
+def held_out_videos(
+    clips: Iterable[Candidate], *, num_clips: int, most_share: float, seed: int
+) -> set[str]:
+    """Source videos whose clips are for evaluation.
+
+    Whole videos are taken by rank until they have `num_clips` clips together, or the next one would
+    pass `most_share` of all clips.
+
+    Args:
+        clips: Those that were chosen, in any order.
+        num_clips: Clips wanted; the last video may bring a few more.
+        most_share: Most share of the clips, 0..1.
+        seed: Of the ranks.
+
+    Returns:
+        Ids of the videos; none where even the first would be too large a share.
+    """
+    counts: dict[str, int] = {}
+    for clip in clips:
+        counts[clip.video_id] = counts.get(clip.video_id, 0) + 1
+    most = most_share * sum(counts.values())
+    taken: set[str] = set()
+    held = 0
+    for video in sorted(counts, key=lambda video: (rank(video, seed=seed), video)):
+        if held >= num_clips or held + counts[video] > most:
             break
-        chosen.add(video)
-        clips += counts[video]
-    return chosen
-
-
-def _by_rank(videos: Iterable[str], *, seed: int) -> list[str]:
-    return sorted(videos, key=lambda video: (clip_rank(video, seed=seed, use="held out"), video))
+        taken.add(video)
+        held += counts[video]
+    return taken

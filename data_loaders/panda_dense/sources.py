@@ -156,7 +156,9 @@ class Listing:
         except DataError as error:
             self.tally.add("unreadable tar", str(error))
             return
-        for stem, members in index.items():
+        if not index.is_whole:
+            self.tally.add("damaged tar: the rest is missing", str(relative))
+        for stem, members in index.members.items():
             place = f"{relative}: {stem}"
             ending = video_ending(members)
             record = self._parse(place, path, stem) if "json" in members else {}

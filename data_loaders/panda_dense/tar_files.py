@@ -62,18 +62,25 @@ class FileWindow(io.RawIOBase):
         super().close()
 
 
-def tar_index(path: Path) -> dict[str, dict[str, Place]]:
-    """Members by key and ending, split where webdataset splits: at the first dot of the file name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TarIndex:
+    """What a tar holds."""
+
+    members: dict[str, dict[str, Place]]
+    """By key and ending: {'shard/clip': {'mp4': ..., 'json': ...}}, in the order of the tar; the
+    last of two members of one name, as when it is extracted."""
+    is_whole: bool
+    """Whether it has its end. If not, the last sample is left out, as it may lack members."""
+
+
+def tar_index(path: Path) -> TarIndex:
+    """Members of a tar, their names split where webdataset does: at the first dot.
 
     Args:
         path: Tar, not compressed: compressed ones cannot be read in place.
 
-    Returns:
-        {'shard/clip': {'mp4': ..., 'json': ...}} in the order of the tar; the last of two members
-        of one name, as when it is extracted.
-
     Raises:
-        DataError: It cannot be read as a tar. What lies before damage in the middle is given.
+        DataError: It cannot be read as a tar.
     """
     try:
         facts = path.stat()
@@ -83,22 +90,29 @@ def tar_index(path: Path) -> dict[str, dict[str, Place]]:
 
 
 @lru_cache(maxsize=64)
-def _index(path: Path, size: int, modified: int) -> dict[str, dict[str, Place]]:
+def _index(path: Path, size: int, modified: int) -> TarIndex:
     """Cached by size and time, so that a tar that is still being written is read anew."""
     # It takes seconds to import, and most sources are no tars.
     from webdataset.tariterators import base_plus_ext
 
     found: dict[str, dict[str, Place]] = {}
+    end, last = 0, ""
     with tarfile.open(path, mode="r:") as tar:
         for member in _members(tar):
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             key, ending = base_plus_ext(member.name)
             # macOS puts '._name' beside every file.
-            if not key or not ending or key.rpartition("/")[2].startswith("."):
+            if not key or not ending or key.endswith("/") or not member.isfile():
                 continue
-            if member.isfile() and member.offset_data + member.size <= size:
-                place = Place(offset=member.offset_data, size=member.size)
-                found.setdefault(key, {})[ending.lower()] = place
-    return found
+            last = key
+            place = Place(offset=member.offset_data, size=member.size)
+            found.setdefault(key, {})[ending.lower()] = place
+    with path.open("rb") as file:
+        file.seek(end)
+        is_whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    if not is_whole:
+        found.pop(last, None)
+    return TarIndex(members=found, is_whole=is_whole)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -114,7 +128,7 @@ def read_member(path: Path, *, key: str, ending: str) -> bytes:
     Raises:
         DataError: There is none, or it cannot be read.
     """
-    place = tar_index(path).get(key, {}).get(ending)
+    place = tar_index(path).members.get(key, {}).get(ending)
     if place is None:
         raise DataError(f"{path}: expected a member {key}.{ending}, found none")
     with FileWindow(path, place) as window:

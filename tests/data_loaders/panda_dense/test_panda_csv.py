@@ -59,7 +59,7 @@ def test_clips_of_good_rows(tmp_path):
 
 def test_optional_columns_may_be_absent_and_the_order_is_free(tmp_path):
     header = ["caption", "videoID", "note", "matching_score", "timestamp", "url"]
-    values = ["['x']", "v", "said \"so\",\nand went", "[0.1]", "[[1, 2.5]]", "u"]
+    values = ["['x']", "v", 'said "so",\nand went', "[0.1]", "[[1, 2.5]]", "u"]
     path = write(tmp_path / "a.csv", [values], header=header)
     (clip,) = PandaCsv(path)
     assert (clip.start, clip.end, clip.desirable, clip.shots) == (1.0, 2.5, "", None)
