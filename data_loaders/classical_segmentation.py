@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8, UInt16
+from jaxtyping import Int32, UInt8, UInt16
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -17,6 +17,7 @@ from skimage.measure import label
 from skimage.segmentation import felzenszwalb
 
 from data_loaders.geometry import fit_ids, fit_rgb
+from data_loaders.optical_flow import DenseFlow, gray_frames, warp_ids
 
 BACKEND = "classical"
 
@@ -66,15 +67,15 @@ def _propagate(
     rgb: UInt8[np.ndarray, "t h w 3"], *, settings: ClassicalSettings
 ) -> UInt16[np.ndarray, "t h w"]:
     ids = _number(segment_frame(rgb[0], settings=settings), most=settings.most_entities)
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in rgb]
+    flow = DenseFlow()
+    gray = gray_frames(rgb)
     clip = [ids]
     least = max(4, round(settings.min_area * ids.size / 4))
     used = int(ids.max())
     for t in range(1, len(rgb)):
         # Backward: where each pixel of this frame was in the one before.
-        empty = np.zeros((*ids.shape, 2), np.float32)
-        ids = _absorb_small(_warp(ids, motion=flow.calc(gray[t], gray[t - 1], empty)), least=least)
+        motion = flow(gray[t], gray[t - 1])
+        ids = _absorb_small(warp_ids(ids, motion=motion), least=least)
         if np.mean(ids == 0) > settings.new_area:
             regions = segment_frame(rgb[t], settings=settings)
             ids = _label_new(ids, regions=regions, used=used, most=settings.most_entities)
@@ -163,22 +164,6 @@ def _absorb_thin(regions: Int32[np.ndarray, "h w"], *, width: int) -> Int32[np.n
         mask = (regions == region).astype(np.uint8)
         thick |= cv2.morphologyEx(mask, cv2.MORPH_OPEN, square).astype(bool)
     return _take_nearest(regions, gaps=~thick)
-
-
-def _warp(
-    ids: UInt16[np.ndarray, "h w"], *, motion: Float32[np.ndarray, "h w 2"]
-) -> UInt16[np.ndarray, "h w"]:
-    height, width = ids.shape
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    # Outside of the picture before, nothing is known: 0.
-    return cv2.remap(
-        ids,
-        x + motion[..., 0],
-        y + motion[..., 1],
-        interpolation=cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=0,
-    )
 
 
 def _absorb_small(ids: UInt16[np.ndarray, "h w"], *, least: int) -> UInt16[np.ndarray, "h w"]:
