@@ -245,8 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 for what cannot go on; 2 for a wrong setting; 75 where a new process is
         needed; 130 and 143 when interrupted.
     """
-    # libav says on every damaged video what we say, too.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s")
+    for name in ("matplotlib", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Ends as Ctrl-C does, so that claims are given up.
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _end)

@@ -1,4 +1,7 @@
-"""Stage `filter`: what is measured of every clip that can be read; `select` judges by it."""
+"""Stage `filter`: what is measured of every clip that can be read; `select` judges by it.
+
+What is known before a frame is decoded is judged here already, for decoding is what costs time.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,12 +12,23 @@ import torch
 from data_loaders.panda_dense.clip_reader import ClipError, read_clip, source_facts
 from data_loaders.panda_dense.cut import ClipSettings, check_clip, unusable
 from data_loaders.panda_dense.ingest import source_of
-from data_loaders.panda_dense.measures import Measurer, MeasureSettings, check_measures
+from data_loaders.panda_dense.measuring import Measurer, MeasureSettings, check_measures
+from data_loaders.panda_dense.models import ModelFacts
 from data_loaders.panda_dense.sidecars import ClipSource
-from data_loaders.panda_dense.stage import Clip, Kept, Outcome, Stage
+from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
+from data_loaders.panda_dense.thresholds import FilterSettings, verdict
 
 _FRAMES = ("num_frames", "fps", "height", "width")
 """Settings of the clips that change what is measured."""
+_BEFORE_DECODING = (
+    "min_matching_score",
+    "desirable",
+    "max_shots",
+    "max_seconds",
+    "min_source_fps",
+    "min_source_rows",
+)
+"""Thresholds on what the list and the header say."""
 
 
 class FilterStage(Stage):
@@ -23,6 +37,7 @@ class FilterStage(Stage):
     Args:
         settings: What is measured, and how.
         clip: Length, rate and size of the clips that are to be.
+        thresholds: Of `select`; those that need no decoding.
         videos: Folder of the sources.
         device: Where models run.
     """
@@ -30,16 +45,23 @@ class FilterStage(Stage):
     name, reads = "filter", ("ingest",)
 
     def __init__(
-        self, settings: MeasureSettings, *, clip: ClipSettings, videos: str, device: torch.device
+        self,
+        settings: MeasureSettings,
+        *,
+        clip: ClipSettings,
+        thresholds: FilterSettings,
+        videos: str,
+        device: torch.device,
     ) -> None:
-        self._settings, self._clip = settings, clip
+        self._settings, self._clip, self._thresholds = settings, clip, thresholds
         self._videos, self._device = videos, device
         self._measurer: Measurer | None = None
 
     def settings(self) -> dict[str, Any]:
         """Of what is measured, and of the frames."""
         clip = {name: getattr(self._clip, name) for name in _FRAMES}
-        return asdict(self._settings) | {"clip": clip}
+        thresholds = {name: getattr(self._thresholds, name) for name in _BEFORE_DECODING}
+        return asdict(self._settings) | {"clip": clip, "thresholds": thresholds}
 
     def check(self) -> None:
         """The numbers and the weights."""
@@ -48,12 +70,21 @@ class FilterStage(Stage):
 
     def load(self) -> None:
         """The models, where some are asked for."""
-        self._measurer = Measurer.load(self._settings, device=self._device)
+        self._measurer = Measurer(self._settings, device=self._device, section="filter")
 
     def unload(self) -> None:
         """Let go of the models."""
         self._measurer = None
         super().unload()
+
+    def shrink(self) -> bool:
+        """Fewer frames at once."""
+        return self._measurer is not None and self._measurer.shrink()
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What makes the scores."""
+        return None if self._measurer is None else self._measurer.facts
 
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Measure each clip."""
@@ -63,7 +94,14 @@ class FilterStage(Stage):
         assert self._measurer is not None
         settings = self._clip
         try:
+            reason, detail = verdict(None, source, self._thresholds)
+            if reason:
+                return Dropped(reason=reason, detail=detail)
             facts = source_facts(source)
+            columns = {name: value for name, value in asdict(facts).items() if value is not None}
+            reason, detail = verdict(None, source, self._thresholds, facts=facts)
+            if reason:
+                return Dropped(reason=reason, detail=detail, columns=columns)
             video = read_clip(
                 source,
                 num_frames=settings.num_frames,
@@ -73,6 +111,10 @@ class FilterStage(Stage):
             )
         except ClipError as error:
             return unusable(error)
-        columns = {name: value for name, value in asdict(facts).items() if value is not None}
-        columns |= self._measurer.measure(video.rgb, fps=settings.fps)
-        return Kept(columns=columns)
+        scores = self._measurer.measure(video.rgb, fps=settings.fps).as_row()
+        return Kept(columns=columns | {name: _rounded(value) for name, value in scores.items()})
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six digits: what is beyond is noise."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")

@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,12 @@ def _row(clip: ClipSource, *, root: Path) -> Row:
     return Row(key=clip.key, status="kept", columns=columns)
 
 
+def as_source(key: str, columns: Mapping[str, Any]) -> ClipSource:
+    """A row of this stage as what it was made from; its path is relative to the videos."""
+    known = {field.name for field in fields(ClipSource)}
+    return ClipSource(key=key, **{name: columns[name] for name in columns if name in known})
+
+
 def source_of(clip: Clip, *, videos: str) -> ClipSource:
     """Where a clip comes from.
 
@@ -144,8 +150,5 @@ def source_of(clip: Clip, *, videos: str) -> ClipSource:
         clip: Through `ingest`.
         videos: Folder of `ingest.videos`.
     """
-    columns = clip.columns["ingest"]
-    known = {field.name for field in fields(ClipSource)}
-    values = {name: value for name, value in columns.items() if name in known}
-    values["path"] = os.path.normpath(os.path.join(videos, columns["path"]))
-    return ClipSource(key=clip.key, **values)
+    source = as_source(clip.key, clip.columns["ingest"])
+    return replace(source, path=os.path.normpath(os.path.join(videos, source.path)))

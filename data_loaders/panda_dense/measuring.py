@@ -148,7 +148,7 @@ class Measurer:
         """What made the scores."""
         if self._aesthetic is not None:
             return self._aesthetic.facts
-        return ModelFacts(backend="classical", version=library_version("opencv-python-headless"))
+        return ModelFacts(backend="measured", version=library_version("opencv-python-headless"))
 
     def shrink(self) -> bool:
         """Halve what runs at once; False where nothing can be."""

@@ -21,7 +21,7 @@ class ModelFacts:
     """What made a label: it goes into the manifest, and from there into the shards."""
 
     backend: str
-    """'model', 'classical', 'synthetic' or 'given'."""
+    """'model', 'classical', 'synthetic', 'given', 'measured' or 'none'."""
     model: str = ""
     """Folder name or hub id of the weights; '' without weights."""
     revision: str = ""

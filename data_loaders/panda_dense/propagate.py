@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8, UInt16
 
-from data_loaders.decode import encode_labels
 from data_loaders.classical_segmentation import BACKEND as CLASSICAL
+from data_loaders.decode import encode_labels
 from data_loaders.panda_dense.classical_propagation import (
     ClassicalPropagationSettings,
     check_classical_propagation,

@@ -114,7 +114,8 @@ passed on. Labels come under the licences of the weights that made them, too.
 
 def _warnings(makers: Mapping[str, ModelFacts]) -> str:
     lines = []
-    classical = [stage for stage, facts in makers.items() if facts.backend == "classical"]
+    labels = ("segment", "propagate")
+    classical = [s for s in labels if s in makers and makers[s].backend == "classical"]
     if classical:
         lines.append(
             f"**Not for results:** the entities ({', '.join(classical)}) come from superpixels and "
@@ -124,5 +125,7 @@ def _warnings(makers: Mapping[str, ModelFacts]) -> str:
     if depth is not None and depth.backend == "none":
         lines.append("There is no depth: no model was given.")
     if caption is not None and caption.backend == "given":
-        lines.append("The long captions are the short ones: no model was given.")
+        lines.append(
+            "No model wrote captions: the long ones are those of the source, else the short."
+        )
     return "".join(f"\n> {line}\n" for line in lines)

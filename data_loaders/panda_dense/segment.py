@@ -122,7 +122,7 @@ class SegmentStage(Stage):
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Entities of each clip's first frame."""
         if self._settings.starts_from_points:
-            points = self._settings.sam2_grid.points_per_side ** 2
+            points = self._settings.sam2_grid.points_per_side**2
             return [Kept(columns={"num_entities": points}) for _ in clips]
         if self._segmenter is None:
             return [_exact(clip) for clip in clips]

@@ -3,17 +3,20 @@
 A function of what was measured: other thresholds, or more clips, cost no decoding.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from data_loaders.panda_dense.clip_reader import SourceFacts
+from data_loaders.panda_dense.ingest import as_source
+from data_loaders.panda_dense.measuring import Scores
 from data_loaders.panda_dense.runner import RunSettings
-from data_loaders.panda_dense.sampling import choose_clips
+from data_loaders.panda_dense.sampling import Candidate, SampleSettings, check_sample, choose
+from data_loaders.panda_dense.sidecars import ClipSource
 from data_loaders.panda_dense.stage import kept_by_all
 from data_loaders.panda_dense.steps import Step, WholeStep
 from data_loaders.panda_dense.store import Row, Store
-from data_loaders.panda_dense.thresholds import FilterSettings, check_thresholds, verdict
-from data_loaders.schema import DataError
+from data_loaders.panda_dense.thresholds import FilterSettings, check_filter, verdict
 
 NOT_DRAWN = "not drawn"
 """Reason of clips that are good enough and beyond the number that was asked for."""
@@ -24,13 +27,7 @@ class SelectSettings:
     """Which clips go on."""
 
     thresholds: FilterSettings = field(default_factory=FilterSettings)
-    num_clips: int | None = None
-    """Clips to take, by hash; None = all that are good enough. Later stages lose some: no entity,
-    too little labelled."""
-    clips_per_video: int | None = 3
-    """Most clips of a source video: neighbours look alike. 3 as in Panda-70M's own subset of 10M."""
-    seed: int = 0
-    """Of the hash: the same clips again, and fewer of them as a subset."""
+    sample: SampleSettings = field(default_factory=SampleSettings)
 
 
 def check_select(settings: SelectSettings, *, section: str) -> None:
@@ -39,11 +36,8 @@ def check_select(settings: SelectSettings, *, section: str) -> None:
     Raises:
         DataError: One is out of range; names it.
     """
-    check_thresholds(settings.thresholds, section=f"{section}.thresholds")
-    for name in ("num_clips", "clips_per_video"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise DataError(f"{section}.{name}: expected an integer >= 1 or null, got {value}")
+    check_filter(settings.thresholds, section=f"{section}.thresholds")
+    check_sample(settings.sample, section=f"{section}.sample")
 
 
 class SelectStep(WholeStep):
@@ -108,28 +102,34 @@ class SelectStep(WholeStep):
 
     def _decide(self) -> dict[int, list[Row]]:
         decided: dict[int, list[Row]] = {}
-        videos: dict[str, str] = {}
+        candidates: list[Candidate] = []
         for part in self.store.whole_parts(self._before[0].name):
             found = {step.name: self.store.read(step.name, part) for step in self._before}
             decided[part] = []
             for key in kept_by_all(found):
-                source = found["ingest"][key].columns
-                reason, detail = verdict(
-                    found["filter"][key].columns, source, self._select.thresholds
-                )
-                if reason:
-                    row = Row(key=key, status="dropped", reason=reason, detail=detail)
-                else:
-                    row = Row(key=key, status="kept")
-                    videos[key] = source["video_id"]
+                source = as_source(key, found["ingest"][key].columns)
+                row = self._judge(source, measured=found["filter"][key].columns)
+                if row.status == "kept":
+                    candidates.append(Candidate(key=key, video_id=source.video_id))
                 decided[part].append(row)
-        taken = choose_clips(
-            videos,
-            num_clips=self._select.num_clips,
-            per_video=self._select.clips_per_video,
-            seed=self._select.seed,
+        sample = self._select.sample
+        taken = choose(
+            candidates, num_clips=sample.num_clips, per_video=sample.per_video, seed=sample.seed
         )
         return {part: [_drawn(row, taken) for row in rows] for part, rows in decided.items()}
+
+    def _judge(self, source: ClipSource, *, measured: Mapping[str, Any]) -> Row:
+        facts: dict[str, Any] = {
+            field.name: measured.get(field.name) for field in fields(SourceFacts)
+        }
+        reason, detail = verdict(
+            Scores.from_row(dict(measured)),
+            source,
+            self._select.thresholds,
+            facts=SourceFacts(**facts),
+        )
+        status = "dropped" if reason else "kept"
+        return Row(key=source.key, status=status, reason=reason, detail=detail)
 
 
 def _drawn(row: Row, taken: set[str]) -> Row:

@@ -10,7 +10,7 @@ import yaml
 from data_loaders.panda_dense.caption import CaptionStageSettings
 from data_loaders.panda_dense.cut import ClipSettings
 from data_loaders.panda_dense.depth import DepthSettings
-from data_loaders.panda_dense.filter import MeasureSettings
+from data_loaders.panda_dense.measuring import MeasureSettings
 from data_loaders.panda_dense.propagate import PropagateSettings
 from data_loaders.panda_dense.runner import RunSettings
 from data_loaders.panda_dense.segment import SegmentSettings

@@ -40,7 +40,13 @@ def make_steps(store: Store, *, config: PandaConfig) -> list[Step]:
     device = resolve_device(config.run.device)
     videos = config.ingest.videos
     stages: dict[str, Stage] = {
-        "filter": FilterStage(config.filter, clip=config.clip, videos=videos, device=device),
+        "filter": FilterStage(
+            config.filter,
+            clip=config.clip,
+            thresholds=config.select.thresholds,
+            videos=videos,
+            device=device,
+        ),
         "cut": CutStage(config.clip, videos=videos),
         "segment": SegmentStage(config.segment, device=device),
         "propagate": PropagateStage(config.propagate, segment=config.segment, device=device),
@@ -57,7 +63,13 @@ def make_steps(store: Store, *, config: PandaConfig) -> list[Step]:
                 store, select=config.select, before=steps, after=after, settings=config.run
             )
         elif name == "write":
-            step = WriteStep(store, before=steps, write=config.write, settings=config.run)
+            step = WriteStep(
+                store,
+                before=steps,
+                write=config.write,
+                sample=config.select.sample,
+                settings=config.run,
+            )
         else:
             step = PartStep(store, stages[name], before=steps, after=after, settings=config.run)
         steps.append(step)

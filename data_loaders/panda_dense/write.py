@@ -18,7 +18,8 @@ from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.manifest import write_manifest_table
 from data_loaders.panda_dense.models import ModelFacts
 from data_loaders.panda_dense.report import write_reports
-from data_loaders.panda_dense.sampling import clip_rank, held_out_videos
+from data_loaders.panda_dense.runner import RunSettings
+from data_loaders.panda_dense.sampling import Candidate, SampleSettings, held_out_videos, rank
 from data_loaders.panda_dense.stage import Clip, kept_by_all
 from data_loaders.panda_dense.steps import Step, made_by
 from data_loaders.panda_dense.store import Store
@@ -39,13 +40,8 @@ class WriteSettings:
     samples_per_shard: int = 64
     """Clips in each shard but the last: 64 of 49x480x720 with labels are about 0.5 GB, which a
     loader reads from front to back."""
-    held_out_clips: int = 1024
-    """Clips for evaluation, of source videos that training never sees: the paper's FVD wants more
-    than the 400 features of I3D. Whole videos are held out, so there may be a few more."""
-    most_held_out_share: float = 0.1
-    """Of all clips: a small data set keeps most of its clips for training."""
     seed: int = 0
-    """Of the order of the clips and of which videos are held out."""
+    """Of the order of the clips."""
 
 
 def check_write(settings: WriteSettings, *, section: str) -> None:
@@ -54,14 +50,10 @@ def check_write(settings: WriteSettings, *, section: str) -> None:
     Raises:
         DataError: One is out of range; names it.
     """
-    for name, least in (("samples_per_shard", 1), ("held_out_clips", 0), ("seed", 0)):
-        value = getattr(settings, name)
-        if value < least:
-            raise DataError(f"{section}.{name}: expected an integer >= {least}, got {value}")
-    if not 0 <= settings.most_held_out_share < 1:
+    if settings.samples_per_shard < 1:
         raise DataError(
-            f"{section}.most_held_out_share: expected a share in 0..1, below 1, "
-            f"got {settings.most_held_out_share}"
+            f"{section}.samples_per_shard: expected an integer >= 1, "
+            f"got {settings.samples_per_shard}"
         )
 
 
@@ -87,22 +79,38 @@ class WriteStep(Step):
         store: The data set in the making.
         before: All stages before it.
         write: Settings of the shards.
+        sample: Of these, how many clips are held out.
         settings: How the work is done.
     """
 
     name = "write"
 
     def __init__(
-        self, store: Store, *, before: Sequence[Step], write: WriteSettings, settings: Any
+        self,
+        store: Store,
+        *,
+        before: Sequence[Step],
+        write: WriteSettings,
+        sample: SampleSettings,
+        settings: RunSettings,
     ) -> None:
         super().__init__(store, settings=settings)
-        self._before, self._write = tuple(before), write
+        self._before, self._write, self._sample = tuple(before), write, sample
         self._planned: list[_Shard] | None = None
         self.reads = tuple(step.name for step in before)
 
     def settings(self) -> dict[str, Any]:
         """Of the shards."""
-        return asdict(self._write)
+        sample = self._sample
+        return asdict(self._write) | {
+            "held_out_clips": sample.held_out_clips,
+            "most_held_out": sample.most_held_out,
+            "held_out_seed": sample.held_out_seed,
+        }
+
+    def check(self) -> None:
+        """The numbers."""
+        check_write(self._write, section="write")
 
     def is_ready(self) -> bool:
         """All stages before are complete."""
@@ -163,10 +171,14 @@ class WriteStep(Step):
             found = {step.name: self.store.read(step.name, part) for step in self._before}
             for key in kept_by_all(found):
                 clips[key] = (part, found["ingest"][key].columns["video_id"])
-        most = min(self._write.held_out_clips, int(len(clips) * self._write.most_held_out_share))
         videos = {key: video for key, (_, video) in clips.items()}
-        held_out = held_out_videos(videos, num_clips=most, seed=self._write.seed)
-        order = sorted(clips, key=lambda key: clip_rank(key, seed=self._write.seed))
+        held_out = held_out_videos(
+            [Candidate(key=key, video_id=video) for key, video in videos.items()],
+            num_clips=self._sample.held_out_clips,
+            most_share=self._sample.most_held_out,
+            seed=self._sample.held_out_seed,
+        )
+        order = sorted(clips, key=lambda key: (rank(key, seed=self._write.seed), key))
         shards = []
         for folder, is_held_out in ((TRAIN, False), (HELD_OUT, True)):
             keys = [key for key in order if (videos[key] in held_out) == is_held_out]

@@ -188,7 +188,7 @@ def test_when_everything_fails_it_is_not_the_clips(store: Store) -> None:
         raise RuntimeError("no kernel image")
 
     settings = RunSettings(most_failures_in_a_row=4, attempts=1)
-    with pytest.raises(TooManyFailuresError, match="4 clips failed in a row.*no kernel image"):
+    with pytest.raises(TooManyFailuresError, match=r"4 clips failed in a row.*no kernel image"):
         run(store, Fake(trouble), settings)
 
 
