@@ -93,7 +93,7 @@ class CaptionStage(Stage):
         ]
 
     def _outcome(self, clip: Clip, *, result: CaptionResult) -> Outcome:
-        columns = {"flag": result.flag, "tries": result.attempts, "model": self.facts.model}
+        columns = {"flag": result.flag, "tries": result.attempts}
         if result.flag:
             # Kept in the table, to be looked at; it trains nothing.
             columns["flagged_answer"] = result.answer
@@ -112,5 +112,5 @@ def _given(clip: Clip) -> Outcome:
     short = source["caption_short"] or first_sentence(long)
     if not short:
         return Dropped(reason="no caption", detail="neither given nor a model to write one")
-    columns = {"flag": "", "tries": 0, "model": ""}
+    columns = {"flag": "", "tries": 0}
     return Kept(columns=columns | {"caption_short": short, "caption_long": long or short})

@@ -115,6 +115,6 @@ class FilterStage(Stage):
         return Kept(columns=columns | {name: _rounded(value) for name, value in scores.items()})
 
 
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: float | int | None) -> float | int | None:
     """Six digits: what is beyond is noise."""
     return value if value is None or isinstance(value, int) else float(f"{value:.6g}")

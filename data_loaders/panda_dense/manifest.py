@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_loaders.atomic_file import atomic_file
+from data_loaders.panda_dense.steps import made_by
 from data_loaders.panda_dense.store import Row, Store
 
 MANIFEST = "manifest.parquet"
@@ -27,16 +28,21 @@ def joined_rows(store: Store, stages: Sequence[str]) -> Iterator[dict[str, Any]]
     Yields:
         `key`; `keep` (True: through all stages so far); `stage`, the last one that looked at it;
         `reject_reason` and `reject_detail` of the one that did not keep it; `failed`; then of each
-        stage `STAGE.COLUMN`, `STAGE.seconds`.
+        stage `STAGE.COLUMN`, `STAGE.seconds`, and what made its labels, `STAGE.backend`, `.model`,
+        `.revision`, `.version`, `.license`.
     """
+    makers = {stage: made_by(store, stage) for stage in stages}
+    facts = {stage: maker.as_row() for stage, maker in makers.items() if maker is not None}
     for part in store.whole_parts(stages[0]):
         found = {stage: store.read(stage, part) for stage in stages}
         for key in found[stages[0]]:
             rows = {stage: rows[key] for stage, rows in found.items() if key in rows}
-            yield _join(key, rows)
+            yield _join(key, rows, facts=facts)
 
 
-def _join(key: str, rows: Mapping[str, Row]) -> dict[str, Any]:
+def _join(
+    key: str, rows: Mapping[str, Row], *, facts: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
     record: dict[str, Any] = {"key": key, "keep": True, "stage": "", "failed": False}
     record |= {"reject_reason": "", "reject_detail": ""}
     for stage, row in rows.items():
@@ -51,6 +57,8 @@ def _join(key: str, rows: Mapping[str, Row]) -> dict[str, Any]:
         record |= {f"{stage}.{name}": value for name, value in row.columns.items()}
         if row.is_final:
             record[f"{stage}.seconds"] = row.seconds
+        if row.status == "kept":
+            record |= {f"{stage}.{name}": value for name, value in facts.get(stage, {}).items()}
     return record
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ FILE = "png"
 """Ids of the first frame, 16 bits."""
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """What finds the entities of pictures."""
 

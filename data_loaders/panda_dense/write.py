@@ -294,7 +294,7 @@ def _entry(clip: Clip, *, facts: Mapping[str, Mapping[str, str]]) -> tuple[Entry
         for name in ("video_id", "url", "start", "end", "matching_score")
         if source.get(name) not in (None, "")
     }
-    extra |= {"caption_model": caption["model"], "caption_flag": caption["flag"]}
+    extra |= {"caption_backend": _name(facts["caption"]), "caption_flag": caption["flag"]}
     record = make_record(
         key=clip.key,
         size=(cut["num_frames"], cut["height"], cut["width"]),

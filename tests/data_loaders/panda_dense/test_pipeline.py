@@ -1,0 +1,175 @@
+"""The whole pipeline: videos to shards, with every model stage, killed and gone on with."""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from data_loaders.panda_dense.commands import main
+from data_loaders.panda_dense.manifest import read_manifest_table
+from data_loaders.shard_files import files_at
+from data_loaders.shard_verify import verify
+from data_loaders.shards import ShardIndex
+from tests.data_loaders.panda_dense.small_world import (
+    CLIPS,
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    model_words,
+    save_models,
+    save_videos,
+)
+
+PRELOADED = [
+    "data_loaders.panda_dense.commands",
+    "data_loaders.panda_dense.stages",
+    "transformers.models.mask2former.modeling_mask2former",
+    "transformers.models.sam2_video.modeling_sam2_video",
+    "transformers.models.video_llava.modeling_video_llava",
+    "diffusers.models.unets.unet_spatio_temporal_condition",
+    "diffusers.models.autoencoders.autoencoder_kl_temporal_decoder",
+    "matplotlib.figure",
+]
+
+
+class World:
+    """Videos, models, and what an unbroken run makes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.table = save_videos(folder / "videos")
+        self.weights = save_models(folder / "weights")
+        self.folder = folder
+
+    def words(self, output: Path) -> list[str]:
+        return [
+            *("run", "--videos", str(self.folder / "videos"), "--csv", str(self.table)),
+            *("--output", str(output), *CLIPS, *model_words(self.weights)),
+        ]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken") / "out"
+    assert main(world.words(output)) == 0
+    return output
+
+
+def rows_of(output: Path) -> dict[str, dict]:
+    return {row["key"]: row for row in read_manifest_table(output / "manifest.parquet")}
+
+
+def without_seconds(output: Path) -> dict[str, dict]:
+    """The manifest but for what no two runs have alike: how long it took."""
+    return {
+        key: {name: value for name, value in row.items() if not name.endswith(".seconds")}
+        for key, row in rows_of(output).items()
+    }
+
+
+def digests(output: Path) -> dict[str, str]:
+    files = [path for name in ("shards", "heldout") for path in (output / name).iterdir()]
+    files += [output / name for name in ("statistics.json", "statistics.png", "README.md")]
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_every_clip_has_an_outcome(unbroken: Path) -> None:
+    rows = rows_of(unbroken)
+    reasons = {key[:5]: row["reject_reason"] for key, row in rows.items() if not row["keep"]}
+    assert reasons["short"] == "too short"
+    assert reasons["noise"] == "unreadable"
+    assert reasons["black"] == "black frames"
+    assert reasons["never"] == "missing video"
+    kept = [key for key, row in rows.items() if row["keep"]]
+    assert len(kept) == 6 and all(key.startswith("video") for key in kept)
+    assert not any(key.startswith("broken") for key in rows)
+
+
+def test_what_made_the_labels_is_in_the_rows(unbroken: Path) -> None:
+    row = next(row for row in rows_of(unbroken).values() if row["keep"])
+    assert row["ingest.url"].startswith("https://www.youtube.com/")
+    assert len(row["filter.sha256"]) == 64
+    assert row["cut.num_frames"] == FRAMES
+    for stage in ("segment", "propagate", "depth", "caption"):
+        assert row[f"{stage}.backend"] == "model"
+        assert len(row[f"{stage}.revision"]) == 12
+        assert row[f"{stage}.seconds"] > 0
+        assert " " in row[f"{stage}.version"]
+
+
+def test_the_shards_are_whole_and_split_by_video(unbroken: Path) -> None:
+    videos = {}
+    for name in ("shards", "heldout"):
+        reports = list(verify(files_at(str(unbroken / name)), decode=True))
+        assert not [fault for report in reports for fault in report.faults]
+        index = ShardIndex.open(unbroken / name)
+        records = [index.sample(i).record() for i in range(len(index))]
+        videos[name] = {record["meta"]["extra"]["video_id"] for record in records}
+        for record in records:
+            size = (record["frames"], record["height"], record["width"])
+            assert size == (FRAMES, HEIGHT, WIDTH)
+            assert record["has_entity_ids"] and record["has_depth"]
+            assert record["caption_short"].startswith("Something")
+            assert record["caption_long"] != record["caption_short"]
+    assert videos["shards"] and videos["heldout"]
+    assert not videos["shards"] & videos["heldout"]
+
+
+def test_a_second_run_changes_nothing(world: World, unbroken: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*.tar")}
+    assert main(world.words(unbroken)) == 0
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*.tar")} == before
+
+
+def live(words: list[str]) -> None:
+    os._exit(main(words))
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_as_if_unbroken(
+    world: World, unbroken: Path, tmp_path: Path
+) -> None:
+    """Two processes at a time, SIGKILL at any moment: the same table, the same bytes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    words = world.words(tmp_path / "out")
+
+    def start():
+        process = context.Process(target=live, args=(words,))
+        process.start()
+        return process
+
+    # How long an unbroken life takes is not known here; kills are spread over what is left.
+    moments = random.Random(0)
+    process = start()
+    process.join(0.1)
+    kills = 0
+    team = [process, start()]
+    while kills < 10:
+        time.sleep(moments.uniform(0.3, 4.0))
+        victim = moments.choice(team)
+        assert victim.pid is not None
+        if victim.is_alive():
+            os.kill(victim.pid, signal.SIGKILL)
+            kills += 1
+        victim.join()
+        team[team.index(victim)] = start()
+    for process in team:
+        process.join()
+        assert process.exitcode == 0
+    assert without_seconds(tmp_path / "out") == without_seconds(unbroken)
+    assert digests(tmp_path / "out") == digests(unbroken)
+    left = [path.name for path in (tmp_path / "out").rglob("*") if ".partial" in path.name]
+    assert not left
