@@ -1,9 +1,12 @@
 from dataclasses import fields, replace
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from data_loaders.panda_dense.clip_reader import SourceFacts
-from data_loaders.panda_dense.measuring import Scores
+from data_loaders.panda_dense.measuring import Measurer, MeasureSettings, Scores
 from data_loaders.panda_dense.sidecars import ClipSource
 from data_loaders.panda_dense.thresholds import KEEP, REASONS, FilterSettings, check_filter, verdict
 from data_loaders.schema import DataError
@@ -130,3 +133,42 @@ def test_settings_are_checked(change, message):
     check_filter(FilterSettings(), section="filter")
     with pytest.raises(DataError, match=message):
         check_filter(FilterSettings(**change), section="filter")
+
+
+def scene(*, frames=9, speed=2):
+    """A coarse coloured picture, panned."""
+    noise = np.random.default_rng(0).normal(0, 400, (120, 180 + frames * speed, 3))
+    wide = (cv2.GaussianBlur(noise, (0, 0), 2) + 120).clip(0, 255).astype(np.uint8)
+    return np.stack([wide[:, speed * t : speed * t + 180] for t in range(frames)])
+
+
+def letterboxed(frames):
+    frames = frames.copy()
+    frames[:, :14] = frames[:, -14:] = 16
+    return frames
+
+
+def overexposed(frames):
+    frames = frames.copy()
+    frames[:, :70] = 255
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda frames: frames, ""),
+        (letterboxed, "letterbox"),
+        (lambda frames: np.repeat(frames[:1], 9, axis=0), "still picture"),
+        (lambda frames: np.stack([cv2.GaussianBlur(f, (0, 0), 9) for f in frames]), "blurred"),
+        (lambda frames: np.concatenate([frames[:8], frames[8:, ::-1] // 3]), "shot cut"),
+        (lambda frames: np.concatenate([frames[:8], frames[:1] * 0]), "shot cut"),
+        (lambda frames: frames * 0 + 8, "black frames"),
+        (lambda frames: frames // 16 + 2, "black frames"),
+        (overexposed, "too bright"),
+    ],
+)
+def test_spoilt_clips_are_left_out_for_their_fault(spoil, reason):
+    measurer = Measurer(MeasureSettings(), device=torch.device("cpu"))
+    scores = measurer.measure(spoil(scene()), fps=8.0)
+    assert verdict(scores, SOURCE, FilterSettings(), facts=FACTS).reason == reason
