@@ -68,7 +68,7 @@ def load_head(path: str) -> nn.Sequential:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load raises what the file makes it raise.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"aesthetic_head {path}: cannot be read: {reason}") from error
     names = [""] if isinstance(state, dict) and "weight" in state else list(_LAYERS)
     prefixes = [f"{name}." if name else "" for name in names]

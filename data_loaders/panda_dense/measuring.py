@@ -22,7 +22,7 @@ class MeasureSettings:
 
     motion_backend: Literal["dis", "raft"] = "dis"
     """dis: OpenCV's, on the CPU, 0.3 s per clip; raft: torchvision's, for a GPU, with
-    `raft_weights`. Their scores agree to a few per cent where motion is small."""
+    `raft_weights`. How far their scores agree was not measured."""
     motion_rows: int = 256
     """Height at which motion is measured, pixels; the score is relative to the diagonal."""
     raft_weights: str | None = None

@@ -122,7 +122,7 @@ def load_raft(weights: str, *, size: Literal["small", "large"], device: torch.de
         from torchvision.models import optical_flow  # pyright: ignore[reportMissingImports]
     # A torchvision built for another torch raises RuntimeError.
     except (ImportError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
             "motion_backend 'raft': expected torchvision of the same build as torch, "
             f"got {reason}; motion_backend 'dis' needs none"
@@ -132,7 +132,7 @@ def load_raft(weights: str, *, size: Literal["small", "large"], device: torch.de
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     # torch.load raises what the file makes it raise.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
             f"raft_weights {weights}: expected the state dict of RAFT {size}, got: {reason}"
         ) from error

@@ -80,7 +80,8 @@ class Statistics:
         }
         for name, value in found.items():
             if value is not None:
-                self.values[name] += value if isinstance(value, list | tuple) else [value]
+                values = value if isinstance(value, list | tuple) else [value]
+                self.values[name] += map(float, values)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; each measure with its quantiles and a histogram."""
