@@ -67,12 +67,17 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="list the videos again: new ones are added at the end",
         )
+        if name == "run":
+            stage.add_argument("--until", choices=STAGES, metavar="STAGE", help="end after a stage")
+        # Of the processes of --workers: the one that started them says how it ended.
+        stage.add_argument("--in-fleet", action="store_true", help=argparse.SUPPRESS)
     show = commands.add_parser("status", help="what is done, what was left out, and why")
     show.add_argument("--output", type=Path, required=True, metavar="OUT")
     plan = commands.add_parser("plan", help="time, memory and space")
     _add_config(plan)
     plan.add_argument("--clips", type=_count, default=300_000, help="clips to end with")
     plan.add_argument("--gpus", type=_count, default=8, help="GPUs of one machine")
+    plan.add_argument("--cores", type=_count, default=8, help="CPU cores for each GPU")
     plan.add_argument("--tasks", type=_count, default=64, help="tasks of a Slurm array, a GPU each")
     convert = commands.add_parser("convert", help="EntitySeg's checkpoints")
     convert.add_argument("source", type=Path, help="the published .pth")
@@ -138,21 +143,32 @@ def _stages(arguments: argparse.Namespace) -> int:
         raise DataError("--output: expected the folder of the data set")
     config = _read_config(arguments)
     store = Store(root=arguments.output)
-    names = STAGES if arguments.command == "run" else (arguments.command,)
+    names = _names(arguments)
     steps = make_steps(store, config=config)
     if arguments.dry_run:
         return _dry_run(steps, names=names, config=config)
     workers = arguments.workers or _devices(config)
-    _prepare(arguments, store=store, steps=steps, config=config)
+    if not arguments.in_fleet:
+        _prepare(arguments, store=store, steps=steps, config=config)
     if workers > 1:
-        return run_fleet(python_command(_worker_arguments(arguments)), workers=workers)
-    is_complete = pipeline.run(steps, names=names, wait_seconds=config.run.wait_seconds)
-    for line in _summary(store, config=config):
-        print(line)
-    if not is_complete:
-        first = next(step.name for step in steps if not step.is_complete())
-        print(f"\nnot complete: {first} has clips left that {', '.join(names)} waits for")
-    return 0
+        status = run_fleet(python_command(_worker_arguments(arguments)), workers=workers)
+    else:
+        pipeline.run(steps, names=names, wait_seconds=config.run.wait_seconds)
+        status = 0
+    if not arguments.in_fleet:
+        for line in _summary(store, config=config):
+            print(line)
+        if any(step.name in names and not step.is_complete() for step in steps):
+            first = next(step.name for step in steps if not step.is_complete())
+            print(f"\nnot complete: {first} has clips left that {names[-1]} waits for")
+    return status
+
+
+def _names(arguments: argparse.Namespace) -> Sequence[str]:
+    """The stages that are to be done."""
+    if arguments.command != "run":
+        return (arguments.command,)
+    return STAGES if arguments.until is None else STAGES[: STAGES.index(arguments.until) + 1]
 
 
 def _prepare(
@@ -172,7 +188,9 @@ def _prepare(
 
 def _worker_arguments(arguments: argparse.Namespace) -> list[str]:
     """Of a process that has only to go on: the settings are in OUT/config.yaml by now."""
-    return [arguments.command, "--output", str(arguments.output), "--workers", "1"]
+    until = getattr(arguments, "until", None)
+    words = [arguments.command, "--output", str(arguments.output), "--workers", "1", "--in-fleet"]
+    return words if until is None else [*words, "--until", until]
 
 
 def _devices(config: PandaConfig) -> int:
@@ -218,7 +236,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = _read_config(arguments)
     store = Store(root=arguments.output) if arguments.output else None
     for line in plan(
-        config, clips=arguments.clips, gpus=arguments.gpus, tasks=arguments.tasks, store=store
+        config,
+        clips=arguments.clips,
+        gpus=arguments.gpus,
+        tasks=arguments.tasks,
+        cores=arguments.cores,
+        store=store,
     ):
         print(line)
     return 0

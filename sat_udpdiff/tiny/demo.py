@@ -68,19 +68,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_shards(output: Path, *, clips: int) -> Path:
-    """Shards of the simple synthetic world, made once."""
-    shards = output / "shards"
-    if not (shards / "manifest.json").exists():
-        shutil.rmtree(shards, ignore_errors=True)
+    """The simple synthetic world through the data set pipeline, as one's own videos would go."""
+    source = output / "source"
+    if not (source / "manifest.json").exists():
+        shutil.rmtree(source, ignore_errors=True)
         call(
             "python -m data_loaders.synthetic",
             [
-                shards,
+                source,
                 *("--clips", clips, "--size", "32x48", "--world", "simple"),
                 *("--seed", 0, "--workers", 2),
             ],
         )
-    return shards
+    # Goes on where it was, and does nothing where all is done.
+    call(
+        "python -m data_loaders.panda_dense run",
+        [
+            *("--config", "configs/panda_dense/synthetic.yaml", "--videos", source),
+            *("--output", output / "data", "--workers", 2),
+        ],
+    )
+    return output / "data" / "shards"
 
 
 def make_latents(output: Path, *, shards: Path) -> Path:
