@@ -20,7 +20,7 @@ REQUIRED_MEMBERS = ("txt", "long.txt", "json")
 
 HOW_TO_MAKE = (
     "make shards with `python -m data_loaders.synthetic OUT` or "
-    "`python -m data_loaders.ingest VIDEOS OUT --captions captions.jsonl`"
+    "`python -m data_loaders.panda_dense run --config FILE --videos VIDEOS --output OUT`"
 )
 # The endings of `atomic_file.partial_of`, and of versions before it that had one name alone.
 OUR_FILES = re.compile(

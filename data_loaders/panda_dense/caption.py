@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from data_loaders.panda_dense.caption_models import KINDS
 from data_loaders.panda_dense.caption_quality import first_sentence
 from data_loaders.panda_dense.captioner import (
     Captioner,
@@ -13,7 +14,7 @@ from data_loaders.panda_dense.captioner import (
     CaptionSettings,
     check_captions,
 )
-from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.models import ModelFacts, require_weights
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 
 
@@ -50,7 +51,10 @@ class CaptionStage(Stage):
     def check(self) -> None:
         """The numbers and the weights of the model."""
         if self._settings.backend == "model":
-            check_captions(self._settings.captioner, section="caption.captioner")
+            settings = self._settings.captioner
+            check_captions(settings, section="caption.captioner")
+            get = KINDS[settings.model].get
+            require_weights(settings.weights, key="caption.captioner.weights", get=get)
 
     def load(self) -> None:
         """The model."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8, UInt16
 from scipy.ndimage import find_objects, gaussian_filter1d
 
 from data_loaders.geometry import fit_ids, fit_rgb, nearest
-from data_loaders.optical_flow import DenseFlow, gray_frames, positions
+from data_loaders.panda_dense.optical_flow import DenseFlow, gray_frames, positions
 from data_loaders.panda_dense.reprompting import Reprompter
 from data_loaders.schema import DataError
 

@@ -10,17 +10,20 @@ from jaxtyping import UInt16
 
 from data_loaders.decode import encode_labels
 from data_loaders.panda_dense.depth_anything import (
+    GET_DEPTH_ANYTHING,
     DepthAnything,
     DepthAnythingSettings,
     check_depth_anything,
 )
 from data_loaders.panda_dense.depthcrafter import (
+    GET_BASE,
+    GET_UNET,
     DepthCrafter,
     DepthCrafterSettings,
     check_depthcrafter,
 )
 from data_loaders.panda_dense.exact import exact_facts, read_exact
-from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.models import ModelFacts, require_weights
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.schema import DataError
 
@@ -67,9 +70,16 @@ class DepthStage(Stage):
         if self._settings.backend != "model":
             return
         if self._settings.method == "depthcrafter":
-            check_depthcrafter(self._settings.depthcrafter, section="depth.depthcrafter")
+            settings = self._settings.depthcrafter
+            check_depthcrafter(settings, section="depth.depthcrafter")
+            require_weights(settings.unet, key="depth.depthcrafter.unet", get=GET_UNET)
+            for part in ("vae", "image_encoder"):
+                key = "depth.depthcrafter.base"
+                require_weights(settings.base, key=key, get=GET_BASE, subfolder=part)
         else:
             check_depth_anything(self._settings.depth_anything, section="depth.depth_anything")
+            weights = self._settings.depth_anything.weights
+            require_weights(weights, key="depth.depth_anything.weights", get=GET_DEPTH_ANYTHING)
 
     def load(self) -> None:
         """The model."""

@@ -26,7 +26,7 @@ from data_loaders.panda_dense.models import Dtype, ModelFacts, library_version
 from data_loaders.panda_dense.pixels import IMAGENET_MEAN, IMAGENET_STD, to_unit
 from data_loaders.schema import DataError
 
-_GET = "fetch it: hf download depth-anything/Depth-Anything-V2-Small-hf"
+GET_DEPTH_ANYTHING = "fetch it: hf download depth-anything/Depth-Anything-V2-Small-hf"
 _PATCH = 14
 
 
@@ -101,7 +101,7 @@ class DepthAnything:
         from transformers import DepthAnythingForDepthEstimation
 
         key = f"{section}.weights"
-        origin = find_origin(settings.weights, key=key, get=_GET)
+        origin = find_origin(settings.weights, key=key, get=GET_DEPTH_ANYTHING)
         dtype = torch_dtype(settings.dtype, device=device)
         model = load_network(DepthAnythingForDepthEstimation, origin=origin, dtype=dtype)
         kind = model.config.depth_estimation_type
@@ -109,7 +109,7 @@ class DepthAnything:
             # Metres grow with distance: near would become far.
             raise ValueError(
                 f"{key}: expected weights for relative depth, got {kind!r} ones in "
-                f"{settings.weights}; {_GET}"
+                f"{settings.weights}; {GET_DEPTH_ANYTHING}"
             )
         facts = ModelFacts(
             backend="model",

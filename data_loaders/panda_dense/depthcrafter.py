@@ -39,8 +39,8 @@ from data_loaders.schema import DataError
 
 _PUBLISHED_UNET = "tencent/DepthCrafter"
 _PUBLISHED_BASE = "stabilityai/stable-video-diffusion-img2vid-xt"
-_GET_UNET = f"fetch it: hf download {_PUBLISHED_UNET}"
-_GET_BASE = f"fetch it: hf download {_PUBLISHED_BASE}"
+GET_UNET = f"fetch it: hf download {_PUBLISHED_UNET}"
+GET_BASE = f"fetch it: hf download {_PUBLISHED_BASE}"
 _CLIP_SIZE = 224
 _NOISE = 0.02
 """Standard deviation of the noise on the video before it is encoded, as in training."""
@@ -434,10 +434,10 @@ def _load_parts(
 
     key = f"{section}.base"
     origins = {
-        "unet": find_origin(settings.unet, key=f"{section}.unet", get=_GET_UNET),
-        "vae": find_origin(settings.base, key=key, get=_GET_BASE, subfolder="vae"),
+        "unet": find_origin(settings.unet, key=f"{section}.unet", get=GET_UNET),
+        "vae": find_origin(settings.base, key=key, get=GET_BASE, subfolder="vae"),
         "image_encoder": find_origin(
-            settings.base, key=key, get=_GET_BASE, subfolder="image_encoder"
+            settings.base, key=key, get=GET_BASE, subfolder="image_encoder"
         ),
     }
     classes = {
@@ -456,7 +456,7 @@ def _load_parts(
             base.name, subfolder="scheduler", local_files_only=base.is_local
         ),
         key=key,
-        get=_GET_BASE,
+        get=GET_BASE,
     )
     revisions = [revision_of(origin) for origin in origins.values()]
     return DepthCrafterParts(scheduler=scheduler, **loaded), "+".join(filter(None, revisions))

@@ -5,18 +5,21 @@ What is known before a frame is decoded is judged here already, for decoding is 
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_loaders.panda_dense.aesthetic import GET_CLIP
 from data_loaders.panda_dense.clip_reader import ClipError, read_clip, source_facts
 from data_loaders.panda_dense.cut import ClipSettings, check_clip, unusable
 from data_loaders.panda_dense.ingest import source_of
 from data_loaders.panda_dense.measuring import Measurer, MeasureSettings, check_measures
-from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.models import ModelFacts, require_weights
 from data_loaders.panda_dense.sidecars import ClipSource
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.panda_dense.thresholds import FilterSettings, verdict
+from data_loaders.schema import DataError
 
 _FRAMES = ("num_frames", "fps", "height", "width")
 """Settings of the clips that change what is measured."""
@@ -67,6 +70,13 @@ class FilterStage(Stage):
         """The numbers and the weights."""
         check_clip(self._clip, section="clip")
         check_measures(self._settings, section="filter")
+        for name in ("raft_weights", "text_weights", "aesthetic_head"):
+            path = getattr(self._settings, name)
+            if path is not None and not Path(path).expanduser().is_file():
+                raise DataError(f"filter.{name}: expected a file, got {path!r}")
+        if self._settings.aesthetic_head is not None:
+            key = "filter.aesthetic_clip"
+            require_weights(self._settings.aesthetic_clip, key=key, get=GET_CLIP)
 
     def load(self) -> None:
         """The models, where some are asked for."""

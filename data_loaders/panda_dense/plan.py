@@ -36,7 +36,7 @@ _DEPTH_FLOP = {"depthcrafter": 741e12, "small": 9.9e12, "base": 30.9e12, "large"
 _CAPTION_FLOP = {"video_llava": 33e12, "qwen2_5_vl": 36e12, "qwen3_vl": 40e12}
 # A word of an answer reads all weights; those of a batch share it. 120 tokens.
 _CAPTION_BYTES = {"video_llava": 1.75e12, "qwen2_5_vl": 1.8e12, "qwen3_vl": 2.1e12}
-_MEMORY = {"segment": 6, "propagate": 4, "depth": 16, "caption": 20}
+_MEMORY = {"segment": 6.0, "propagate": 4.0, "depth": 16.0, "caption": 20.0}
 """GB of the device: weights in half precision (entities in fp32) and room for one clip; estimates,
 none was measured on a GPU."""
 # Bytes per clip of 49x480x720, measured on real clips: h264 at crf 14, ffv1 of ids, of depth.
@@ -158,7 +158,7 @@ def stage_costs(
                 seconds=seconds,
                 on_gpu=on_gpu,
                 source=source,
-                memory=_MEMORY[name] if on_gpu else 0,
+                memory=_MEMORY[name] if on_gpu else 0.0,
                 bytes=_bytes(config, name) * scale,
             )
         )

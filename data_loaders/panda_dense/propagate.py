@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8, UInt16
 
-from data_loaders.classical_segmentation import BACKEND as CLASSICAL
 from data_loaders.decode import encode_labels
+from data_loaders.panda_dense.classical_entities import BACKEND as CLASSICAL
 from data_loaders.panda_dense.classical_propagation import (
     ClassicalPropagationSettings,
     check_classical_propagation,
@@ -21,9 +21,9 @@ from data_loaders.panda_dense.classical_propagation import (
 )
 from data_loaders.panda_dense.exact import exact_facts, read_exact
 from data_loaders.panda_dense.mask_cleaning import CleaningSettings, check_cleaning, clean_masks
-from data_loaders.panda_dense.models import ModelFacts, library_version
+from data_loaders.panda_dense.models import ModelFacts, library_version, require_weights
 from data_loaders.panda_dense.reprompting import Reprompter, RepromptSettings, check_reprompt
-from data_loaders.panda_dense.sam2_inputs import grid_points
+from data_loaders.panda_dense.sam2_inputs import GET_SAM2, grid_points
 from data_loaders.panda_dense.sam2_video import Sam2Propagator, Sam2Settings, check_sam2
 from data_loaders.panda_dense.segment import (
     FILE,
@@ -70,6 +70,7 @@ def check_propagate(settings: PropagateSettings) -> None:
         )
     if settings.backend == "model":
         check_sam2(settings.sam2, section="propagate.sam2")
+        require_weights(settings.sam2.weights, key="propagate.sam2.weights", get=GET_SAM2)
 
 
 class PropagateStage(Stage):

@@ -26,7 +26,7 @@ from sat_udpdiff.encoders.source import DTYPES
 LICENSE = "Apache-2.0"
 """Of the code and the checkpoints of SAM 2 and 2.1."""
 
-_GET = "fetch them: hf download facebook/sam2.1-hiera-large"
+GET_SAM2 = "fetch them: hf download facebook/sam2.1-hiera-large"
 # ImageNet's, of pictures in 0..255.
 _MEAN = 255 * torch.tensor([0.485, 0.456, 0.406])
 _STD = 255 * torch.tensor([0.229, 0.224, 0.225])
@@ -68,14 +68,14 @@ def load_sam2(
     """
     import transformers
 
-    source = find_weights(weights, key=key, get=_GET)
+    source = find_weights(weights, key=key, get=GET_SAM2)
     chosen = DTYPES[dtype] if dtype else default_dtype(device)
     owner = transformers.Sam2Model if kind == "image" else transformers.Sam2VideoModel
     model: Any = load_or_explain(
         source,
         lambda: owner.from_pretrained(source.name, subfolder=source.subfolder, dtype=chosen),
         key=key,
-        get=_GET,
+        get=GET_SAM2,
     )
     model.to(device=device).eval().requires_grad_(False)
     commit = getattr(model.config, "_commit_hash", None)

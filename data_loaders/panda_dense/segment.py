@@ -14,12 +14,14 @@ from data_loaders.panda_dense.entity_masks import FirstFrame
 from data_loaders.panda_dense.exact import BACKEND as EXACT
 from data_loaders.panda_dense.exact import exact_facts, read_exact
 from data_loaders.panda_dense.mask2former import (
+    GET_WEIGHTS,
     EntitySegmenter,
     Mask2FormerSettings,
     check_mask2former,
 )
-from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.models import ModelFacts, require_weights
 from data_loaders.panda_dense.sam2_grid import Sam2Grid, Sam2GridSettings, check_sam2_grid
+from data_loaders.panda_dense.sam2_inputs import GET_SAM2
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.schema import DataError
 
@@ -140,8 +142,12 @@ def check_segmenter(settings: SegmentSettings) -> None:
     """
     if settings.method == "entityseg":
         check_mask2former(settings.entityseg, section="segment.entityseg")
+        weights, get = settings.entityseg.weights, GET_WEIGHTS
     else:
         check_sam2_grid(settings.sam2_grid, section="segment.sam2_grid")
+        weights, get = settings.sam2_grid.weights, GET_SAM2
+    if not settings.starts_from_points:
+        require_weights(weights, key=f"segment.{settings.method}.weights", get=get)
 
 
 def load_segmenter(settings: SegmentSettings, *, device: torch.device) -> Segmenter:

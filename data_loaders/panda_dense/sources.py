@@ -6,7 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data_loaders.ingest_sources import VIDEO_SUFFIXES, Captions, caption_rows, resolve_video
+from data_loaders.panda_dense.caption_rows import (
+    VIDEO_SUFFIXES,
+    Captions,
+    caption_rows,
+    resolve_video,
+)
 from data_loaders.panda_dense.panda_csv import PandaClip, PandaCsv
 from data_loaders.panda_dense.panda_table import PandaTable
 from data_loaders.panda_dense.sidecars import (

@@ -6,6 +6,7 @@ from data_loaders.panda_dense.depth import DepthStage
 from data_loaders.panda_dense.filter import FilterStage
 from data_loaders.panda_dense.ingest import IngestStep
 from data_loaders.panda_dense.propagate import PropagateStage
+from data_loaders.panda_dense.runner import check_run
 from data_loaders.panda_dense.segment import SegmentStage
 from data_loaders.panda_dense.select import SelectStep
 from data_loaders.panda_dense.settings import PandaConfig, resolve_device
@@ -35,8 +36,9 @@ def make_steps(store: Store, *, config: PandaConfig) -> list[Step]:
         config: Its settings.
 
     Raises:
-        DataError: `run.device` is not there.
+        DataError: `run.device` is not there, or another setting of `run` is out of range.
     """
+    check_run(config.run)
     device = resolve_device(config.run.device)
     videos = config.ingest.videos
     stages: dict[str, Stage] = {

@@ -15,13 +15,16 @@ from data_loaders.decode import encode_rgb
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
-    "SHARDS", "OWN_SHARDS", "LATENTS", "VIDEOS", "RUN", "OWN_RUN", "CACHED_RUN", "LORA_RUN",
+    "SHARDS", "OWN", "LATENTS", "VIDEOS", "RUN", "OWN_RUN", "CACHED_RUN", "LORA_RUN",
     "LORA", "SAMPLES", "captions.jsonl", "page.html",
 )  # fmt: skip
 # What a command gets besides, so that it ends soon; later words win.
 SHORTER = {
     "data_loaders.synthetic": ["--clips", "4"],
-    "data_loaders.ingest": ["--frames", "9", "--size", "32x48"],
+    "data_loaders.panda_dense": [
+        *("clip.num_frames=9", "clip.height=32", "clip.width=48"),
+        *("select.thresholds.min_source_rows=null", "select.thresholds.max_cuts=null"),
+    ],
     "configs/tiny.yaml": ["train.steps=2", "train.micro_batch_size=1"],
     "sat_udpdiff/sample.py": ["--steps", "2"],
 }
@@ -46,7 +49,7 @@ def free_port() -> str:
 def prepared(words: list[str], folder: Path) -> list[str]:
     """The same command with this Python, and all folders below `folder`."""
     names = "|".join(map(re.escape, FOLDERS))
-    pattern = re.compile(rf"(?:(?<==)|^)({names})$")
+    pattern = re.compile(rf"(?:(?<==)|^)({names})(?=/|$)")
     words = [pattern.sub(lambda match: str(folder / match[1]), word) for word in words]
     for marker, more in SHORTER.items():
         words += more if marker in words else []

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -173,3 +174,48 @@ def test_killed_ten_times_it_ends_as_if_unbroken(
     assert digests(tmp_path / "out") == digests(unbroken)
     left = [path.name for path in (tmp_path / "out").rglob("*") if ".partial" in path.name]
     assert not left
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("segment.entityseg.weights=nowhere/at/all", "segment.entityseg.weights: no folder"),
+        ("segment.entityseg.weights=", "segment.entityseg.weights: expected a folder or a hub id"),
+        ("propagate.sam2.weights=nowhere/at/all", "propagate.sam2.weights: no folder"),
+        ("depth.depthcrafter.base=nowhere/at/all", "depth.depthcrafter.base: no folder"),
+        ("caption.captioner.weights=nowhere/at/all", "caption.captioner.weights: no folder"),
+        ("filter.aesthetic_head=nowhere.pth", "filter.aesthetic_head: expected a file"),
+        ("filter.motion_backend=raft", "filter.raft_weights: expected a file"),
+        ("clip.height=50", "clip.height: expected a multiple of 16, got 50"),
+        ("clip.num_frames=48", "clip.num_frames: expected 4k + 1"),
+        ("write.samples_per_shard=0", "write.samples_per_shard: expected an integer >= 1"),
+        ("run.attempts=0", "run.attempts: expected an integer >= 1"),
+        ("run.device=cuda:7", "run.device: expected one of the 0 GPU"),
+        ("ingest.videos=nowhere", "ingest.videos: expected a folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
+) -> None:
+    assert main([*world.words(tmp_path / "out"), word]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*world.words(tmp_path / "out"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "ingest: 10 clips, 1 of them missing" in printed
+    assert "write: waits for caption" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_status_tells_without_the_settings(
+    unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--output", str(unbroken)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^caption +6 +0 +0 +0 ", printed, re.MULTILINE)
+    assert "missing video" in printed
