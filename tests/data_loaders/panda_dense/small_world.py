@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_loaders.clip_writer import write_shards
 from data_loaders.decode import encode_rgb
+from data_loaders.schema import Sample, SampleMeta
 from data_loaders.synthetic import make_clip
 from data_loaders.synthetic_scene import WorldConfig
 from tests.data_loaders.panda_dense.tiny_caption import LENIENT, save_tiny_video_llava
@@ -98,6 +100,43 @@ def save_videos(folder: Path, *, videos: int = 3, clips: int = 2) -> Path:
         writer.writerows(rows)
         writer.writerow(["broken_0aaa", "u", "[['0:00", "['a']", "[1]"])
     return table
+
+
+def save_table(folder: Path, *, table: Path) -> None:
+    """Panda-70M's table for videos that lie somewhere: two clips of a second each."""
+    rows = [
+        _row(path.stem, spans=[(0.0, 1.0), (1.0, 2.0)]) for path in sorted(folder.glob("*.mp4"))
+    ]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["videoID", "url", "timestamp", "caption", "matching_score"])
+        writer.writerows(rows)
+
+
+def save_crowd(folder: Path) -> None:
+    """Shards with a clip of 200 entities, one of none, and one without any labels."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    ids = (rows * 10 // HEIGHT * 20 + columns * 20 // WIDTH + 1).astype(np.uint16)
+    colours = rng.integers(0, 256, (201, 3), np.uint8)
+    shape = (FRAMES, HEIGHT, WIDTH)
+    depth = np.broadcast_to(np.linspace(0, 65535, WIDTH).astype(np.uint16), shape)
+
+    def sample(key: str, ids: np.ndarray | None) -> Sample:
+        rgb = colours[np.zeros(shape, int) if ids is None else ids]
+        return Sample(
+            key=key,
+            rgb=np.ascontiguousarray(rgb),
+            entity_ids=ids,
+            depth=np.ascontiguousarray(depth) if ids is not None else None,
+            caption_short=f"A {key}.",
+            caption_long=f"A {key}.",
+            fps=FPS,
+            meta=SampleMeta(source="made"),
+        )
+
+    clip = np.broadcast_to(ids, shape).astype(np.uint16)
+    write_shards([sample("crowd", clip), sample("nobody", clip * 0), sample("bare", None)], folder)
 
 
 def _shot(number: int) -> np.ndarray:

@@ -22,7 +22,9 @@ from tests.data_loaders.panda_dense.small_world import (
     HEIGHT,
     WIDTH,
     model_words,
+    save_crowd,
     save_models,
+    save_table,
     save_videos,
 )
 
@@ -138,31 +140,23 @@ def live(words: list[str]) -> None:
     os._exit(main(words))
 
 
-@pytest.mark.slow
-def test_killed_ten_times_it_ends_as_if_unbroken(
-    world: World, unbroken: Path, tmp_path: Path
-) -> None:
-    """Two processes at a time, SIGKILL at any moment: the same table, the same bytes."""
+def kill_ten_times(words: list[str]) -> None:
+    """Run a command in two processes at a time; SIGKILL at any moment, and go on to the end."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    words = world.words(tmp_path / "out")
+    moments = random.Random(0)
 
     def start():
         process = context.Process(target=live, args=(words,))
         process.start()
         return process
 
-    # How long an unbroken life takes is not known here; kills are spread over what is left.
-    moments = random.Random(0)
-    process = start()
-    process.join(0.1)
-    kills = 0
-    team = [process, start()]
+    team, kills = [start(), start()], 0
     while kills < 10:
         time.sleep(moments.uniform(0.3, 4.0))
         victim = moments.choice(team)
-        assert victim.pid is not None
         if victim.is_alive():
+            assert victim.pid is not None
             os.kill(victim.pid, signal.SIGKILL)
             kills += 1
         victim.join()
@@ -170,10 +164,67 @@ def test_killed_ten_times_it_ends_as_if_unbroken(
     for process in team:
         process.join()
         assert process.exitcode == 0
-    assert without_seconds(tmp_path / "out") == without_seconds(unbroken)
-    assert digests(tmp_path / "out") == digests(unbroken)
-    left = [path.name for path in (tmp_path / "out").rglob("*") if ".partial" in path.name]
-    assert not left
+
+
+def assert_same(output: Path, other: Path) -> None:
+    assert without_seconds(output) == without_seconds(other)
+    assert digests(output) == digests(other)
+    assert not [path.name for path in output.rglob("*") if ".partial" in path.name]
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_as_if_unbroken(
+    world: World, unbroken: Path, tmp_path: Path
+) -> None:
+    kill_ten_times(world.words(tmp_path / "out"))
+    assert_same(tmp_path / "out", unbroken)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["model", "classical"])
+def test_real_clips_killed_ten_times(
+    world: World, shared_clips: Path, tmp_path: Path, backend: str
+) -> None:
+    table = tmp_path / "table.csv"
+    save_table(shared_clips, table=table)
+    more = []
+    if backend == "classical":
+        more = [f"{stage}.backend=classical" for stage in ("segment", "propagate")]
+        more += ["depth.backend=none", "caption.backend=given"]
+
+    def words(output: Path) -> list[str]:
+        return [
+            *("run", "--videos", str(shared_clips), "--csv", str(table), "--output", str(output)),
+            *CLIPS, *model_words(world.weights), "clip.height=128", "clip.width=192", *more,
+        ]  # fmt: skip
+
+    assert main(words(tmp_path / "unbroken")) == 0
+    kept = [row for row in rows_of(tmp_path / "unbroken").values() if row["keep"]]
+    assert len(kept) >= 16
+    kill_ten_times(words(tmp_path / "out"))
+    assert_same(tmp_path / "out", tmp_path / "unbroken")
+
+
+def test_two_hundred_entities_none_and_no_labels(world: World, tmp_path: Path) -> None:
+    save_crowd(tmp_path / "crowd")
+    words = [
+        *("run", "--videos", str(tmp_path / "crowd"), "--output", str(tmp_path / "out"), *CLIPS),
+        *model_words(world.weights),
+        *("select.sample.held_out_clips=0", "select.thresholds.max_black_frames=null"),
+        *("select.thresholds.max_bright=null", "select.thresholds.max_dark=null"),
+        *("segment.backend=synthetic", "depth.backend=synthetic", "caption.backend=given"),
+        "run.attempts=1",
+    ]
+    assert main(words) == 0
+    rows = rows_of(tmp_path / "out")
+    assert rows["crowd"]["segment.num_entities"] == 200
+    assert rows["crowd"]["keep"]
+    assert rows["nobody"]["reject_reason"] == "no entity found"
+    assert (
+        rows["bare"]["failed"]
+        and "expected a source with entity_ids" in (rows["bare"]["reject_detail"])
+    )
 
 
 @pytest.mark.parametrize(
