@@ -2,13 +2,14 @@
 
 Each label is moved by backward flow and blurred a little, for the flow is not exact; what results
 is how likely each label is at each pixel by motion. How likely it is by colour is looked up in a
-histogram of the colours that the label had so far. Where forward and backward flow contradict each
-other - what was hidden before, mostly - motion says little, and colours decide between the labels
-around. Nothing is invented: what comes from outside the picture with colours that no label near it
-has stays unlabelled.
+histogram of the colours that the label had so far. Where forward and backward flow agree, motion
+is ahead, and only a colour that the label cannot have overrules it: of two neighbours that look
+much alike, neither creeps into the other. Where they contradict each other - what was hidden
+before, mostly - colours decide between the labels around. What comes from outside the picture with
+colours that no label near it has stays unlabelled.
 
-Honest on figures that differ in colour; where two neighbours look alike the border drifts as by
-flow alone. An entity that is hidden completely is lost, and does not come back.
+Good on entities that differ in colour; where neighbours look alike the border drifts as by flow
+alone. An entity that is hidden completely is lost, and does not come back.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _CELL_BLUR = 0.7
 # Sensor and codec noise goes before colours are looked up, pixels.
 _PICTURE_BLUR = 0.8
 # A colour never seen keeps this share of an even distribution, so that one pixel cannot exclude.
-_UNSEEN = 0.3
+_UNSEEN = 0.05
 # Likelihood of a label by motion where there is none of it around.
 _ELSEWHERE = 1e-4
 # The same of 'unlabelled' where the flow is in doubt.
@@ -46,7 +47,7 @@ class ClassicalPropagationSettings:
     rows: int = 240
     """Larger pictures are made this high to work on, pixels; ids are enlarged afterwards. Flow at
     480 rows takes four times as long and was not better."""
-    near: float = 2.0
+    near: float = 1.5
     """How far off the flow is taken to be, pixels at `rows`: the blur of a label moved by it."""
     far: float = 12.0
     """The same where forward and backward flow contradict each other: about the width of what a
@@ -54,6 +55,11 @@ class ClassicalPropagationSettings:
     colour_weight: float = 1.5
     """Of the colours' log-likelihood beside that of the motion, which has 1. Above 1 since flow is
     wrong at borders, where it matters; 0 = motion alone."""
+    lead: float = 4.0
+    """How far the label that flow brings is ahead where flow does not contradict itself, natural
+    logarithm. Less follows borders closer where colours differ (0: J + .02 on the synthetic world),
+    but lets labels creep into neighbours of like colours: standing pictures cut into superpixels
+    keep .97 of them with 4, .76 with 0 (mean IoU after 25 frames)."""
     colour_change: float = 0.02
     """Share of the histograms that each frame renews, 0..1: light changes slowly, and faster
     renewal learns mistakes."""
@@ -70,6 +76,7 @@ def check_classical_propagation(settings: ClassicalPropagationSettings, *, secti
         "near": (0.3, 100),
         "far": (0.3, 100),
         "colour_weight": (0, 100),
+        "lead": (0, 100),
         "colour_change": (0, 1),
     }
     for name, (least, most) in limits.items():
@@ -215,10 +222,12 @@ class _Tracker:
     ) -> Float32[np.ndarray, "h w"]:
         near = cv2.GaussianBlur(moved, (0, 0), self._settings.near)
         far = cv2.GaussianBlur(moved * ~doubt, (0, 0), self._settings.far)
-        likely = np.where(doubt, far, near)
+        # Flow may be right in spite of the doubt: half and half.
+        likely = np.where(doubt, (near + far) / 2, near)
         if unlabelled:
             likely = likely + np.float32(_DOUBT) * doubt
-        return np.log(likely + np.float32(_ELSEWHERE))
+        ahead = np.float32(self._settings.lead) * (~doubt & (moved > 0.5))
+        return np.log(likely + np.float32(_ELSEWHERE)) + ahead
 
 
 def contradicted(

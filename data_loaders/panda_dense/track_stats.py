@@ -39,7 +39,7 @@ class TrackStats:
         """Ids that the first frame lacks."""
         return self.ids[self.first_frame > 0]
 
-    def as_row(self) -> dict[str, float]:
+    def as_row(self) -> dict[str, int | float]:
         """Columns of the manifest: counts, and means of shares; 0 where there is no entity."""
         some = self.count > 0
         return {
