@@ -2,13 +2,13 @@ import cv2
 import numpy as np
 import pytest
 
-from data_loaders.optical_flow import DenseFlow, positions, warp_ids
 from data_loaders.panda_dense.classical_propagation import (
     ClassicalPropagationSettings,
     check_classical_propagation,
     contradicted,
     propagate_classically,
 )
+from data_loaders.panda_dense.optical_flow import DenseFlow, positions, warp_ids
 from data_loaders.panda_dense.reprompting import (
     Reprompter,
     RepromptSettings,
