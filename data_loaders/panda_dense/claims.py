@@ -55,15 +55,12 @@ class Claim:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def work_on(self, keys: Sequence[str]) -> None:
-        """Say which clips come next, so that whoever finds this process dead can count it.
-
-        Raises:
-            OSError: The disk is full or not writable.
-        """
+        """Say which clips come next, so that whoever finds this process dead can count it."""
         self.record = {**self.record, "keys": list(keys)}
         partial = self.path.with_name(f"{self.path.name}.{self.record['token']}")
-        partial.write_text(json.dumps(self.record))
-        with suppress(FileNotFoundError):  # swept away by one who took this claim for dead
+        # A hint, for counting: where the disk is full the work itself will meet it.
+        with suppress(OSError):
+            partial.write_text(json.dumps(self.record))
             os.replace(partial, self.path)
 
     def release(self) -> None:
@@ -126,11 +123,7 @@ def take(path: Path, *, stale_seconds: float) -> Claim | None:
 
 
 def settle_orphans(claim: Claim) -> None:
-    """The deaths of `claim.orphans` are written down: forget them.
-
-    Raises:
-        OSError: The disk is full or not writable.
-    """
+    """The deaths of `claim.orphans` are written down: forget them."""
     claim.record = {**claim.record, "orphans": []}
     claim.work_on([])
 
@@ -176,6 +169,13 @@ def _bury(path: Path, *, stale_seconds: float) -> dict[str, Any] | None:
     try:
         os.rename(path, grave)
     except FileNotFoundError:
+        return None
+    buried = _read(grave)
+    if buried.get("token") != record.get("token"):
+        # Another heir was quicker, and this is its claim: put it back.
+        with suppress(OSError):
+            os.link(grave, path)
+        grave.unlink(missing_ok=True)
         return None
     grave.unlink(missing_ok=True)
     return record

@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +18,7 @@ from data_loaders.panda_dense.runner import LostDeviceError, TooManyFailuresErro
 from data_loaders.panda_dense.settings import PandaConfig, dump, load, resolve_device
 from data_loaders.panda_dense.stages import STAGES, make_steps
 from data_loaders.panda_dense.status import status_of, table
-from data_loaders.panda_dense.steps import Step, redo
+from data_loaders.panda_dense.steps import Step, forgotten_with, redo, refuse_beside_others
 from data_loaders.panda_dense.store import Store
 from data_loaders.schema import DataError
 from sat_udpdiff.config import ConfigError
@@ -135,7 +137,11 @@ def _read_config(arguments: argparse.Namespace) -> PandaConfig:
         value = getattr(arguments, name)
         if value is not None:
             words.append(f"ingest.{name}={Path(value).expanduser().resolve()}")
-    return load(files, [*words, *arguments.overrides])
+    config = load(files, [*words, *arguments.overrides])
+    if not config.ingest.videos and kept is not None and kept.is_file():
+        # Other files say nothing of where the videos are: that was said when they were listed.
+        config = replace(config, ingest=load([str(kept)]).ingest)
+    return config
 
 
 def _stages(arguments: argparse.Namespace) -> int:
@@ -145,12 +151,16 @@ def _stages(arguments: argparse.Namespace) -> int:
     store = Store(root=arguments.output)
     names = _names(arguments)
     steps = make_steps(store, config=config)
+    if not arguments.in_fleet:
+        _check(arguments, steps=steps)
     if arguments.dry_run:
-        return _dry_run(steps, names=names, config=config)
-    workers = arguments.workers or _devices(config)
+        return _dry_run(steps, names=names)
     if not arguments.in_fleet:
         _prepare(arguments, store=store, steps=steps, config=config)
-    if workers > 1:
+    workers = arguments.workers or _devices(config)
+    # A GPU that is lost wants a new process, which somebody has to start.
+    on_gpu = resolve_device(config.run.device).type != "cpu"
+    if not arguments.in_fleet and (workers > 1 or on_gpu):
         status = run_fleet(python_command(_worker_arguments(arguments)), workers=workers)
     else:
         pipeline.run(steps, names=names, wait_seconds=config.run.wait_seconds)
@@ -158,10 +168,38 @@ def _stages(arguments: argparse.Namespace) -> int:
     if not arguments.in_fleet:
         for line in _summary(store, config=config):
             print(line)
-        if any(step.name in names and not step.is_complete() for step in steps):
-            first = next(step.name for step in steps if not step.is_complete())
-            print(f"\nnot complete: {first} has clips left that {names[-1]} waits for")
+        for line in _left(make_steps(store, config=config), names=names):
+            print(line)
     return status
+
+
+def _check(arguments: argparse.Namespace, *, steps: Sequence[Step]) -> None:
+    """Refuse what cannot work before anything is done or taken back.
+
+    Of `run` all stages are looked at, also those behind `--until`: it will be their turn.
+    """
+    takes_back = [name for name in ("redo", "retry", "again") if getattr(arguments, name)]
+    if takes_back and "SLURM_JOB_ID" in os.environ:
+        raise DataError(
+            f"--{takes_back[0]}: every task of a job would take back what the others do; give it "
+            "once, with --dry-run or a stage, before the job"
+        )
+    chosen = STAGES if arguments.command == "run" else (arguments.command,)
+    redone = forgotten_with(steps, name=arguments.redo) if arguments.redo else []
+    for step in steps:
+        if step.name not in redone:
+            step.check_settings()
+    for step in steps:
+        if step.name in chosen and (step.name in redone or not step.is_complete()):
+            step.check()
+
+
+def _left(steps: Sequence[Step], *, names: Sequence[str]) -> Iterator[str]:
+    """What a run that ended has not done."""
+    for step in steps:
+        if step.name in names and not step.is_complete():
+            yield f"\nnot complete: {step.name}: {'; '.join(step.outlook())}"
+            return
 
 
 def _names(arguments: argparse.Namespace) -> Sequence[str]:
@@ -178,10 +216,18 @@ def _prepare(
     if arguments.redo:
         forgotten = redo(store, steps, name=arguments.redo)
         logging.info("forgotten: %s", ", ".join(forgotten))
-    for step in steps:
-        step.reconsider(retry=arguments.retry, again=arguments.again)
-    for step in steps:
-        step.check_settings()
+    if arguments.retry or arguments.again:
+        refuse_beside_others(store, steps)
+        count = sum(step.reconsider(retry=arguments.retry, again=arguments.again) for step in steps)
+        for step in steps:
+            step.look_again()
+        if arguments.retry:
+            if not count and not arguments.again:
+                raise DataError(
+                    f"--retry: no clip was left out for {' or '.join(arguments.retry)}; `status` "
+                    "lists the reasons there are"
+                )
+            logging.info("%d clips are tried again", count)
     store.root.mkdir(parents=True, exist_ok=True)
     write_atomically(store.root / _CONFIG, dump(config).encode())
 
@@ -195,8 +241,6 @@ def _worker_arguments(arguments: argparse.Namespace) -> list[str]:
 
 def _devices(config: PandaConfig) -> int:
     """Processes to start where the user did not say."""
-    import os
-
     import torch
 
     is_started_by_another = any(name in os.environ for name in ("SLURM_PROCID", "RANK"))
@@ -205,11 +249,9 @@ def _devices(config: PandaConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _dry_run(steps: Sequence[Step], *, names: Sequence[str], config: PandaConfig) -> int:
+def _dry_run(steps: Sequence[Step], *, names: Sequence[str]) -> int:
     for step in steps:
         if step.name in names:
-            step.check_settings()
-            step.check()
             for line in step.outlook():
                 print(f"{step.name}: {line}")
     return 0

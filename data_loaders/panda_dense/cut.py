@@ -5,6 +5,7 @@ They are encoded once: labels belong to the very frames that training sees.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +57,16 @@ def check_clip(settings: ClipSettings, *, section: str) -> None:
             raise DataError(f"{section}.{name}: expected a multiple of 16, got {value}")
 
 
+def check_videos(videos: str) -> None:
+    """Refuse a folder of sources that is not there.
+
+    Raises:
+        DataError: Names the setting.
+    """
+    if not videos or not Path(videos).is_dir():
+        raise DataError(f"ingest.videos: expected a folder, got {videos!r}")
+
+
 class CutStage(Stage):
     """See the module.
 
@@ -74,8 +85,9 @@ class CutStage(Stage):
         return asdict(self._settings)
 
     def check(self) -> None:
-        """The numbers."""
+        """The numbers, and the folder of the sources."""
         check_clip(self._settings, section="clip")
+        check_videos(self._videos)
 
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Cut each clip."""

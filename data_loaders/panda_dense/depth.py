@@ -127,8 +127,9 @@ class DepthStage(Stage):
             columns: dict[str, Any] = {"has_depth": True}
         else:
             assert self._model is not None
+            rgb = clip.rgb()
             try:
-                found = self._model.estimate(clip.rgb(), key=clip.key)
+                found = self._model.estimate(rgb, key=clip.key)
             except DataError as error:
                 return Dropped(reason="depth is not finite", detail=str(error))
             columns = {"has_depth": True, "low": found.raw_min, "high": found.raw_max}

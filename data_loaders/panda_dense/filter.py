@@ -12,7 +12,7 @@ import torch
 
 from data_loaders.panda_dense.aesthetic import GET_CLIP
 from data_loaders.panda_dense.clip_reader import ClipError, read_clip, source_facts
-from data_loaders.panda_dense.cut import ClipSettings, check_clip, unusable
+from data_loaders.panda_dense.cut import ClipSettings, check_clip, check_videos, unusable
 from data_loaders.panda_dense.ingest import source_of
 from data_loaders.panda_dense.measuring import Measurer, MeasureSettings, check_measures
 from data_loaders.panda_dense.models import ModelFacts, require_weights
@@ -69,6 +69,7 @@ class FilterStage(Stage):
     def check(self) -> None:
         """The numbers and the weights."""
         check_clip(self._clip, section="clip")
+        check_videos(self._videos)
         check_measures(self._settings, section="filter")
         for name in ("raft_weights", "text_weights", "aesthetic_head"):
             path = getattr(self._settings, name)

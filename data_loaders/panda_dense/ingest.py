@@ -20,6 +20,7 @@ from data_loaders.schema import DataError
 _log = logging.getLogger(__name__)
 
 MISSING = "missing video"
+NOT_TEXT = "name is not UTF-8"
 
 
 class IngestStep(WholeStep):
@@ -64,10 +65,12 @@ class IngestStep(WholeStep):
         """The videos were listed."""
         return self._summary.is_file()
 
-    def reconsider(self, *, retry: Sequence[str], again: bool) -> None:
+    def reconsider(self, *, retry: Sequence[str], again: bool) -> int:
         """Forget that the videos were listed, where they are to be listed again."""
-        if again or MISSING in retry:
-            self._summary.unlink(missing_ok=True)
+        if not again and MISSING not in retry:
+            return 0
+        self._summary.unlink(missing_ok=True)
+        return 1
 
     def outlook(self) -> Iterator[str]:
         """What the listing would find."""
@@ -84,40 +87,49 @@ class IngestStep(WholeStep):
 
     def do(self) -> None:
         """List the videos and write the rows that are new or have changed."""
-        parts = {part: self.store.read(self.name, part) for part in self._parts()}
-        places = {key: part for part, rows in parts.items() for key in rows}
+        known = self._known()
         listing = list_clips(self._ingest)
-        changed: set[int] = set()
+        changed: dict[int, list[Row]] = {}
         fresh: list[Row] = []
-        number = max(parts, default=-1) + 1
+        number = max((part for part, _ in known.values()), default=-1) + 1
         count = 0
         for clip in listing:
-            count += 1
             row = _row(clip, root=Path(self._ingest.videos))
-            part = places.get(clip.key)
-            if part is None:
+            count += 1
+            if clip.key not in known:
                 fresh.append(row)
-            elif row.status == "kept" and parts[part][clip.key] != row:
-                parts[part][clip.key] = row
-                changed.add(part)
+            elif row.status == "kept" and known[clip.key][1] != _mark(row):
+                changed.setdefault(known[clip.key][0], []).append(row)
             if len(fresh) == self.run_settings.clips_per_part:
                 self.store.write(self.name, number, fresh, is_whole=True)
                 number, fresh = number + 1, []
-        if fresh:
-            self.store.write(self.name, number, fresh, is_whole=True)
-        for part in sorted(changed):
-            self.store.write(self.name, part, parts[part].values(), is_whole=True)
-            for stage in self._after:
-                self.store.reopen(stage, part)
         if not count:
             faults = "; ".join(listing.tally.lines()) or "nothing was left out"
             raise DataError(f"{self._ingest.videos}: expected clips, found none: {faults}")
+        if fresh:
+            self.store.write(self.name, number, fresh, is_whole=True)
+        for part, rows in sorted(changed.items()):
+            self._replace(part, rows)
         for line in listing.tally.lines():
             _log.info("ingest: %s", line)
         self._write_summary(count, counts=listing.tally.counts)
 
-    def _parts(self) -> list[int]:
-        return self.store.whole_parts(self.name)
+    def _known(self) -> dict[str, tuple[int, int]]:
+        """Part and content of each clip that is there, in little memory: there may be millions."""
+        return {
+            key: (part, _mark(row))
+            for part in self.store.whole_parts(self.name)
+            for key, row in self.store.read(self.name, part).items()
+        }
+
+    def _replace(self, part: int, rows: Sequence[Row]) -> None:
+        """Take up what is said anew of some clips; what was made of them is forgotten."""
+        before = self.store.read(self.name, part)
+        before |= {row.key: row for row in rows}
+        for stage in self._after:
+            self.store.forget(stage, part, [row.key for row in rows])
+            self.store.reopen(stage, part)
+        self.store.write(self.name, part, before.values(), is_whole=True)
 
     @property
     def _summary(self) -> Path:
@@ -132,9 +144,27 @@ def _row(clip: ClipSource, *, root: Path) -> Row:
     columns = {name: value for name, value in asdict(clip).items() if name != "key"}
     # So that the folder may move.
     columns["path"] = os.path.relpath(clip.path, root) if clip.path else ""
+    unreadable = [name for name, value in columns.items() if not _is_text(value)]
+    if unreadable:
+        columns |= {name: ascii(columns[name]) for name in unreadable}
+        detail = f"{unreadable[0]}: {columns[unreadable[0]]}"
+        return Row(key=clip.key, status="dropped", reason=NOT_TEXT, detail=detail, columns=columns)
     if not clip.path:
         return Row(key=clip.key, status="dropped", reason=MISSING, columns=columns)
     return Row(key=clip.key, status="kept", columns=columns)
+
+
+def _is_text(value: Any) -> bool:
+    """False for names of files in another encoding, which no record can hold."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _mark(row: Row) -> int:
+    return hash(json.dumps(asdict(row), sort_keys=True))
 
 
 def as_source(key: str, columns: Mapping[str, Any]) -> ClipSource:

@@ -1,7 +1,6 @@
 """Where the weights of a stage are, what they are, and how a stage meets a device that is full."""
 
 import gc
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,8 +10,6 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import torch
 
 from sat_udpdiff.encoders.source import WeightSource, find_source, loading_error
-
-_log = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model")
 
@@ -73,14 +70,16 @@ def require_weights(
 ) -> WeightSource:
     """`find_weights` before any work is done, for a stage that will need them hours later.
 
-    What is on the hub only is not refused: it will be downloaded, where there is a network then.
-
     Raises:
-        ValueError: There is none; names the key and how to get it.
+        ValueError: There is none, or it is on the hub only, which may not answer by then; names the
+            key and how to get it.
     """
     source = find_weights(weights, key=key, get=get, subfolder=subfolder)
     if not source.is_local:
-        _log.warning("%s: %s is not on this machine and will be downloaded; %s", key, weights, get)
+        raise ValueError(
+            f"{key}: {weights} is neither a folder nor a model of the hub that is on this machine; "
+            f"{get}"
+        )
     return source
 
 

@@ -30,9 +30,11 @@ _ENTITIES = 12
 _KEPT = {"filter": 0.8, "select": 0.6, "segment": 0.99, "propagate": 0.95}
 """Share of the clips that a stage keeps, until it has been seen; guesses, but for Panda-70M's own
 80.5 % of desirable clips."""
-# Operations per clip of 49x480x720, by what depth_clip, captioner and their tests counted:
-# DepthCrafter at 512x704, five steps; Depth Anything V2 at 518x784; 8 frames and 120 tokens.
-_DEPTH_FLOP = {"depthcrafter": 741e12, "small": 9.9e12, "base": 30.9e12, "large": 104e12}
+# Operations per clip of 49x480x720, see tests/benchmarks/README.md: Depth Anything V2 at 518x784
+# (counted); captioners with 8 frames and 120 tokens (language by formula).
+_DEPTH_FLOP = {"small": 9.9e12, "base": 30.9e12, "large": 104e12}
+_DEPTHCRAFTER_SECONDS = 49 * 0.466 * (512 * 704) / (576 * 1024)
+"""By its authors' 466 ms per frame of 576x1024; by its 741 TFLOP it would be 8 s."""
 _CAPTION_FLOP = {"video_llava": 33e12, "qwen2_5_vl": 36e12, "qwen3_vl": 40e12}
 # A word of an answer reads all weights; those of a batch share it. 120 tokens.
 _CAPTION_BYTES = {"video_llava": 1.75e12, "qwen2_5_vl": 1.8e12, "qwen3_vl": 2.1e12}
@@ -99,7 +101,7 @@ def plan(  # noqa: PLR0913 - one table of one question
     )
     totals = [0.0, 0.0, 0.0]
     for stage in stages:
-        per_gpu = 1 if stage.on_gpu else cores
+        per_gpu = 1 if stage.on_gpu or stage.name == "write" else cores
         times = [stage.hours(gpus * per_gpu), stage.hours(tasks * per_gpu)]
         space = stage.bytes * stage.clips
         totals = [a + b for a, b in zip(totals, [*times, space], strict=True)]
@@ -125,7 +127,8 @@ def _notes(cores: int) -> Iterator[str]:
         f"precision, {_SINGLE / 1e12:.1f} in fp32), words of captions by its memory's "
         f"{_BANDWIDTH / 1e12:.0f} TB/s; nothing of it was measured on a GPU."
     )
-    yield f"stages without a model run {cores} processes per GPU: `run --until cut --workers N`."
+    yield "DepthCrafter: by its authors' seconds per frame; on which GPU they do not say."
+    yield f"filter and cut run {cores} processes per GPU: `run --until cut --workers N`."
 
 
 def stage_costs(
@@ -140,13 +143,13 @@ def stage_costs(
     """
     counts = _counts(clips, seen=seen)
     scale = config.clip.num_frames * config.clip.height * config.clip.width / _REFERENCE
-    estimates = _gpu_seconds(config)
+    estimates = _gpu_seconds(config, scale=scale)
     found = []
     for name in STAGES:
         if name in ("ingest", "select"):
             continue
         on_gpu = name in estimates
-        seconds = estimates.get(name, _cpu_seconds(config, name)) * scale
+        seconds = estimates.get(name, _cpu_seconds(config, name) * scale)
         source = "estimated" if on_gpu else "measured"
         status = seen.get(name)
         if status is not None and status.done and status.seconds:
@@ -185,21 +188,27 @@ def _cpu_seconds(config: PandaConfig, name: str) -> float:
     return _CPU_SECONDS.get(name, 0.02)
 
 
-def _gpu_seconds(config: PandaConfig) -> dict[str, float]:
-    """Of the stages that have a model, per clip of 49x480x720."""
+def _gpu_seconds(config: PandaConfig, *, scale: float) -> dict[str, float]:
+    """Of the stages that have a model, per clip.
+
+    EntitySeg and SAM 2 resize their frames to sizes of their own, captioners see 8 of them: only
+    depth goes by the pixels of the clip.
+    """
     found: dict[str, float] = {}
     if config.segment.backend == "model":
         found["segment"] = _segment_seconds(config)
     if config.propagate.backend == "model":
         size = sam2_size(config.propagate.sam2.weights) or "large"
-        flop = clip_flop(size, frames=49, objects=_ENTITIES)
+        grid = config.segment.sam2_grid
+        objects = grid.points_per_side**2 if config.segment.starts_from_points else _ENTITIES
+        flop = clip_flop(size, frames=config.clip.num_frames, objects=objects)
         found["propagate"] = flop / (_SHARE * _HALF)
     if config.depth.backend == "model":
-        key = "depthcrafter"
+        found["depth"] = _DEPTHCRAFTER_SECONDS * scale
         if config.depth.method == "depth_anything":
             name = config.depth.depth_anything.weights.lower()
             key = next((size for size in ("small", "base", "large") if size in name), "large")
-        found["depth"] = _DEPTH_FLOP[key] / (_SHARE * _HALF)
+            found["depth"] = _DEPTH_FLOP[key] / (_SHARE * _HALF) * scale
     if config.caption.backend == "model":
         captioner = config.caption.captioner
         reading = _CAPTION_BYTES[captioner.model] / captioner.clips_per_batch / _BANDWIDTH
@@ -209,7 +218,11 @@ def _gpu_seconds(config: PandaConfig) -> dict[str, float]:
 
 def _segment_seconds(config: PandaConfig) -> float:
     if config.segment.method == "sam2_grid":
-        return clip_flop("large", frames=1, objects=0) / (_SHARE * _HALF)
+        if config.segment.starts_from_points:
+            return 0.0
+        grid = config.segment.sam2_grid
+        size = sam2_size(grid.weights) or "large"
+        return clip_flop(size, frames=1, objects=grid.points_per_side**2) / (_SHARE * _HALF)
     return 1e9 * GFLOPS_480X720["cropformer Swin-L"] / (_SHARE * _SINGLE)
 
 

@@ -1,6 +1,6 @@
 """Do what is left of a stage: part by part, group by group, whatever happens to single clips."""
 
-import errno
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ import torch
 
 from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.models import free_device_memory
+from data_loaders.panda_dense.patience import is_full, patiently
 from data_loaders.panda_dense.progress import Progress
 from data_loaders.panda_dense.stage import Clip, Dropped, Flagged, Kept, Outcome, Stage, kept_by_all
 from data_loaders.panda_dense.store import Row, Store
@@ -18,9 +19,8 @@ from data_loaders.schema import DataError
 
 _log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_LOOK_AGAIN_SECONDS = 30.0
-"""Between two looks whether a full disk has space again."""
+_WRITE_SECONDS = 1.0
+"""Between two writings of a part's rows: more often would cost more than the clips it may save."""
 _DEATHS_TO_PART = 3
 """Deaths after which the clips of a group are done one by one, to find the one that kills."""
 
@@ -107,13 +107,16 @@ class StageRunner:
         progress = Progress(self._stage.name, parts_left=len(left))
         try:
             for part in left:
+                if self._is_whole(part):
+                    progress.part_done()
+                    continue
                 path = self._store.claim_file(self._stage.name, part)
                 claim = claims.take(path, stale_seconds=self._settings.claim_seconds)
                 if claim is None:
                     continue
                 with claim:
                     # Another process may have ended it since the list was made.
-                    if not self._store.rows_file(self._stage.name, part, is_whole=True).is_file():
+                    if not self._is_whole(part):
                         self._do_part(part, claim=claim, progress=progress)
                         count += 1
                 progress.part_done()
@@ -124,10 +127,14 @@ class StageRunner:
                 self._is_loaded = False
         return count
 
+    def _is_whole(self, part: int) -> bool:
+        return self._store.rows_file(self._stage.name, part, is_whole=True).is_file()
+
     def _do_part(self, part: int, *, claim: claims.Claim, progress: Progress) -> None:
         clips = self._clips(part)
         rows = self._store.read(self._stage.name, part)
         self._note_deaths(part, rows, clips=clips, claim=claim)
+        written = time.monotonic()
         while left := [clip for clip in clips if not _is_done(rows, clip)]:
             for group in self._groups(clips, rows=rows):
                 self._load()
@@ -135,13 +142,16 @@ class StageRunner:
                 try:
                     made = self._do_group(group, rows=rows)
                 except (LostDeviceError, KeyboardInterrupt, SystemExit) as error:
+                    self._write(part, rows, clips=clips)
                     if isinstance(error, LostDeviceError):
                         claim.abandon()
                     raise
                 rows |= {row.key: row for row in made}
-                self._write(part, rows, clips=clips)
+                if time.monotonic() - written >= _WRITE_SECONDS:
+                    self._write(part, rows, clips=clips)
+                    written = time.monotonic()
                 progress.clips_done(sum(row.is_final for row in made), of=len(left))
-                self._watch(made)
+                self._watch(made, part=part, rows=rows, clips=clips)
         self._store.sweep(self._stage.name, part)
         self._write(part, rows, clips=clips)
 
@@ -192,7 +202,7 @@ class StageRunner:
                 raise LostDeviceError(f"{type(error).__name__}: {error}") from error
             if len(group) > 1:
                 return [row for clip in group for row in self._do_group([clip], rows=rows)]
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if is_full(error):
                 return [self._flag(group[0], rows=rows, reason="disk full", detail=str(error))]
             return [self._try_again(group[0], rows=rows, error=error)]
         seconds = (time.perf_counter() - started) / len(group)
@@ -228,21 +238,15 @@ class StageRunner:
         self._patiently(lambda: self._store.write_file(self._stage.name, clip.part, name, content))
 
     def _patiently(self, write: Callable[[], None]) -> None:
-        """Write; where the disk is full, wait for space."""
-        give_up = time.monotonic() + self._settings.disk_full_seconds
-        while True:
-            try:
-                write()
-                return
-            except OSError as error:
-                left = give_up - time.monotonic()
-                if error.errno not in _FULL or left <= 0:
-                    raise
-                _log.warning("%s: no space left: waiting %.0f s for some", self._store.root, left)
-                time.sleep(min(_LOOK_AGAIN_SECONDS, left))
+        patiently(write, where=self._store.root, seconds=self._settings.disk_full_seconds)
 
     def _keep(self, clip: Clip, outcome: Outcome, *, seconds: float) -> Row:
         seconds = round(seconds, 3)
+        columns = outcome.columns if not isinstance(outcome, Flagged) else {}
+        try:
+            json.dumps(columns, allow_nan=False)
+        except ValueError as error:
+            outcome = Flagged(reason="not a number", detail=f"{error}: {columns}"[:200])
         if isinstance(outcome, Kept):
             return Row(key=clip.key, status="kept", seconds=seconds, columns=outcome.columns)
         return Row(
@@ -299,12 +303,15 @@ class StageRunner:
             self._is_loaded = True
             self._loaded()
 
-    def _watch(self, made: Sequence[Row]) -> None:
+    def _watch(
+        self, made: Sequence[Row], *, part: int, rows: dict[str, Row], clips: Sequence[Clip]
+    ) -> None:
         for row in made:
             if row.is_final:
                 failed = row.status == "failed"
                 self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         if self._failures_in_a_row >= self._settings.most_failures_in_a_row:
+            self._write(part, rows, clips=clips)
             raise TooManyFailuresError(
                 f"{self._stage.name}: {self._failures_in_a_row} clips failed in a row, the last "
                 f"one with: {made[-1].detail}; --retry failed tries them again"

@@ -27,9 +27,10 @@ class SampleSettings:
     """Clips for evaluation, of whole source videos: FVD needs more clips than the 400 features it
     compares. 0 = none."""
     most_held_out: float = 0.1
-    """Most share of the clips held out: of a few clips, all would be."""
+    """Most share of the clips that are good enough: of a few clips, all would be held out."""
     held_out_seed: int = 0
-    """Apart from `seed`, so that another choice of training clips keeps the evaluation set."""
+    """Apart from `seed`. Videos are held out before training clips are chosen, so that another
+    choice, or more of them, keeps the evaluation set."""
 
 
 def check_sample(settings: SampleSettings, *, section: str) -> None:
@@ -104,7 +105,7 @@ def held_out_videos(
     pass `most_share` of all clips.
 
     Args:
-        clips: Those that were chosen, in any order.
+        clips: Those that are good enough, in any order.
         num_clips: Clips wanted; the last video may bring a few more.
         most_share: Most share of the clips, 0..1.
         seed: Of the ranks.

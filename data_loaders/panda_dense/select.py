@@ -11,13 +11,21 @@ from data_loaders.panda_dense.clip_reader import SourceFacts
 from data_loaders.panda_dense.ingest import as_source
 from data_loaders.panda_dense.measuring import Scores
 from data_loaders.panda_dense.runner import RunSettings
-from data_loaders.panda_dense.sampling import Candidate, SampleSettings, check_sample, choose
+from data_loaders.panda_dense.sampling import (
+    Candidate,
+    SampleSettings,
+    check_sample,
+    choose,
+    held_out_videos,
+)
 from data_loaders.panda_dense.sidecars import ClipSource
 from data_loaders.panda_dense.stage import kept_by_all
 from data_loaders.panda_dense.steps import Step, WholeStep
 from data_loaders.panda_dense.store import Row, Store
 from data_loaders.panda_dense.thresholds import FilterSettings, check_filter, verdict
 
+TRAIN, HELD_OUT = "shards", "heldout"
+"""Splits, and the folders that they are written to."""
 NOT_DRAWN = "not drawn"
 """Reason of clips that are good enough and beyond the number that was asked for."""
 
@@ -112,11 +120,8 @@ class SelectStep(WholeStep):
                 if row.status == "kept":
                     candidates.append(Candidate(key=key, video_id=source.video_id))
                 decided[part].append(row)
-        sample = self._select.sample
-        taken = choose(
-            candidates, num_clips=sample.num_clips, per_video=sample.per_video, seed=sample.seed
-        )
-        return {part: [_drawn(row, taken) for row in rows] for part, rows in decided.items()}
+        splits = _split(candidates, sample=self._select.sample)
+        return {part: [_drawn(row, splits) for row in rows] for part, rows in decided.items()}
 
     def _judge(self, source: ClipSource, *, measured: Mapping[str, Any]) -> Row:
         facts: dict[str, Any] = {
@@ -132,7 +137,28 @@ class SelectStep(WholeStep):
         return Row(key=source.key, status=status, reason=reason, detail=detail)
 
 
-def _drawn(row: Row, taken: set[str]) -> Row:
-    if row.status == "kept" and row.key not in taken:
+def _split(candidates: Sequence[Candidate], *, sample: SampleSettings) -> dict[str, str]:
+    """TRAIN or HELD_OUT of the clips that are taken, by key.
+
+    Videos are held out first: whoever trains on more clips evaluates on the same ones.
+    """
+    within = choose(candidates, num_clips=None, per_video=sample.per_video, seed=sample.seed)
+    candidates = [clip for clip in candidates if clip.key in within]
+    held_out = held_out_videos(
+        candidates,
+        num_clips=sample.held_out_clips,
+        most_share=sample.most_held_out,
+        seed=sample.held_out_seed,
+    )
+    for_training = [clip for clip in candidates if clip.video_id not in held_out]
+    taken = choose(for_training, num_clips=sample.num_clips, per_video=None, seed=sample.seed)
+    splits = dict.fromkeys(taken, TRAIN)
+    return splits | {clip.key: HELD_OUT for clip in candidates if clip.video_id in held_out}
+
+
+def _drawn(row: Row, splits: Mapping[str, str]) -> Row:
+    if row.status != "kept":
+        return row
+    if row.key not in splits:
         return Row(key=row.key, status="dropped", reason=NOT_DRAWN)
-    return row
+    return Row(key=row.key, status="kept", columns={"split": splits[row.key]})

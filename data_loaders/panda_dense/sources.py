@@ -89,6 +89,11 @@ def list_clips(settings: IngestSettings, *, section: str = "ingest") -> "Listing
     check_ingest(settings, section=section)
     root = Path(settings.videos)
     layout = settings.layout if settings.layout != "auto" else _layout_of(root, settings=settings)
+    if layout == "raw" and settings.captions is not None:
+        raise DataError(
+            f"{section}.captions: expected None for source videos that {section}.csv cuts: the "
+            f"captions are in it; got {settings.captions!r}"
+        )
     csv = None if settings.csv is None else PandaCsv(Path(settings.csv))
     return Listing(settings=settings, root=root, layout=layout, csv=csv)
 

@@ -69,7 +69,6 @@ def make_steps(store: Store, *, config: PandaConfig) -> list[Step]:
                 store,
                 before=steps,
                 write=config.write,
-                sample=config.select.sample,
                 settings=config.run,
             )
         else:

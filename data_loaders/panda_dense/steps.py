@@ -11,6 +11,7 @@ from data_loaders.atomic_file import write_atomically
 from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.licences import licence_notice
 from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.patience import patiently
 from data_loaders.panda_dense.runner import RunSettings, StageRunner
 from data_loaders.panda_dense.stage import Stage
 from data_loaders.panda_dense.store import Row, Store
@@ -62,6 +63,9 @@ class Step(ABC):
         """Remove all that it has done."""
         self.store.remove(self.name)
 
+    def look_again(self) -> None:  # noqa: B027 - most look each time
+        """What was there may have been taken back."""
+
     def check(self) -> None:  # noqa: B027 - most have nothing to check
         """Refuse what cannot work; before anything is done.
 
@@ -70,14 +74,18 @@ class Step(ABC):
             ValueError: Weights are missing; names the setting and where they are to be had.
         """
 
-    def reconsider(self, *, retry: Sequence[str], again: bool) -> None:  # noqa: B027 - few can
+    def reconsider(self, *, retry: Sequence[str], again: bool) -> int:
         """Open again what is done, so that a run does it anew.
 
         Args:
             retry: Reasons for which clips were left out that are to be tried again; 'failed' stands
                 for all that could not be done.
             again: List the videos again.
+
+        Returns:
+            Clips that will be tried again.
         """
+        return 0
 
     @abstractmethod
     def outlook(self) -> Iterator[str]:
@@ -130,6 +138,7 @@ class PartStep(Step):
         super().__init__(store, settings=settings)
         self.name, self.reads = stage.name, stage.reads
         self._stage, self._before, self._after = stage, before[-1], tuple(after)
+        self._is_done = False
         names = [step.name for step in before]
         self._runner = StageRunner(
             store, stage, before=names, settings=settings, loaded=self._check_facts
@@ -145,7 +154,10 @@ class PartStep(Step):
 
     def is_complete(self) -> bool:
         """All parts are done, and no more will come."""
-        return self._before.is_complete() and not self._runner.parts_left()
+        # Once found so it is not looked at again: listing many thousand parts takes time.
+        if not self._is_done:
+            self._is_done = self._before.is_complete() and not self._runner.parts_left()
+        return self._is_done
 
     def is_ready(self) -> bool:
         """There are parts that the stage before has done."""
@@ -159,17 +171,22 @@ class PartStep(Step):
         self.note_settings()
         return self._runner.run() > 0
 
-    def reconsider(self, *, retry: Sequence[str], again: bool) -> None:
+    def reconsider(self, *, retry: Sequence[str], again: bool) -> int:
         """Forget the outcome of clips that were left out for one of the reasons."""
-        if not retry:
-            return
-        for part in self.store.whole_parts(self.name):
+        count = 0
+        for part in self.store.begun_parts(self.name) if retry else ():
             rows = self.store.read(self.name, part)
-            kept = [row for row in rows.values() if not _is_to_retry(row, retry=retry)]
-            if len(kept) < len(rows):
-                self.store.write(self.name, part, kept, is_whole=False)
+            keys = [key for key, row in rows.items() if _is_to_retry(row, retry=retry)]
+            if keys:
+                self.store.forget(self.name, part, keys)
                 for stage in self._after:
                     self.store.reopen(stage, part)
+                count += len(keys)
+        return count
+
+    def look_again(self) -> None:
+        """Ask the folder whether all is done."""
+        self._is_done = False
 
     def outlook(self) -> Iterator[str]:
         """How many clips are left."""
@@ -217,7 +234,8 @@ class WholeStep(Step):
             return False
         with claim:
             if not self.is_complete():
-                self.do()
+                seconds = self.run_settings.disk_full_seconds
+                patiently(self.do, where=self.store.root, seconds=seconds)
                 self.note_settings()
         return True
 
@@ -242,17 +260,44 @@ def redo(store: Store, steps: Sequence[Step], *, name: str) -> list[str]:
 
     Returns:
         Names of the stages that were forgotten.
+
+    Raises:
+        DataError: A process is at work on one of them.
     """
-    forgotten: list[str] = []
+    refuse_beside_others(store, steps)
+    forgotten = forgotten_with(steps, name=name)
+    behind = False
     for step in steps:
-        if step.name == name or any(read in forgotten for read in step.reads):
+        step.look_again()
+        if step.name in forgotten:
             step.forget()
-            forgotten.append(step.name)
-        elif forgotten:
+            behind = True
+        elif behind:
             # Which clips come through may change; what was found of each stays true.
             for part in store.whole_parts(step.name):
                 store.reopen(step.name, part)
     return forgotten
+
+
+def forgotten_with(steps: Sequence[Step], *, name: str) -> list[str]:
+    """A stage and all that is made from what it made, in their order."""
+    forgotten: list[str] = []
+    for step in steps:
+        if step.name == name or any(read in forgotten for read in step.reads):
+            forgotten.append(step.name)
+    return forgotten
+
+
+def refuse_beside_others(store: Store, steps: Sequence[Step]) -> None:
+    """Refuse to take back work while other processes are doing some.
+
+    Raises:
+        DataError: Names a process and what it is at.
+    """
+    for step in steps:
+        for path in sorted(store.folder(step.name).glob("*.claim")):
+            if who := claims.holder(path, stale_seconds=step.run_settings.claim_seconds):
+                raise DataError(f"{path}: {who} is at work here; end it before work is taken back")
 
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], *, prefix: str = "") -> str:

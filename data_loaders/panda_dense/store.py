@@ -25,6 +25,7 @@ Status = Literal["kept", "dropped", "failed", "again"]
 """'dropped': the clip is not wanted; 'failed': it could not be done; 'again': to be tried again."""
 
 _WHOLE = re.compile(r"part-(\d{6,})\.jsonl")
+_ANY = re.compile(r"part-(\d{6,})(?:\.open)?\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +67,18 @@ class Store:
 
     def whole_parts(self, stage: str) -> list[int]:
         """Numbers of the parts of which a stage has done every clip, rising."""
+        return self._parts(stage, pattern=_WHOLE)
+
+    def begun_parts(self, stage: str) -> list[int]:
+        """Numbers of the parts of which a stage has done some clip at least, rising."""
+        return self._parts(stage, pattern=_ANY)
+
+    def _parts(self, stage: str, *, pattern: re.Pattern[str]) -> list[int]:
         try:
             names = os.listdir(self.folder(stage))
         except FileNotFoundError:
             return []
-        return sorted(int(match[1]) for match in map(_WHOLE.fullmatch, names) if match)
+        return sorted({int(match[1]) for match in map(pattern.fullmatch, names) if match})
 
     def rows_file(self, stage: str, part: int, *, is_whole: bool) -> Path:
         """File of the rows of a part."""
@@ -143,10 +151,16 @@ class Store:
         for left in (
             *self.file(stage, part, "").glob(f"*{PARTIAL}"),
             *self.folder(stage).glob(f"{name}.*{PARTIAL}"),
-            # A claim is made under another name first; who is at that very moment makes it anew.
-            *self.folder(stage).glob(f"{name}.claim.*"),
         ):
             left.unlink(missing_ok=True)
+
+    def forget(self, stage: str, part: int, keys: Iterable[str]) -> None:
+        """Remove the rows of some clips of a part, which is open afterwards."""
+        rows = self.read(stage, part)
+        gone = rows.keys() & set(keys)
+        if gone:
+            left = [row for key, row in rows.items() if key not in gone]
+            self.write(stage, part, left, is_whole=False)
 
     def remove(self, stage: str) -> None:
         """Remove all that a stage has done."""

@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_loaders.atomic_file import write_atomically
+from data_loaders.atomic_file import PARTIAL, write_atomically
 from data_loaders.clip_writer import record_members
 from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.manifest import write_manifest_table
 from data_loaders.panda_dense.models import ModelFacts
+from data_loaders.panda_dense.patience import patiently
 from data_loaders.panda_dense.report import write_reports
 from data_loaders.panda_dense.runner import RunSettings
-from data_loaders.panda_dense.sampling import Candidate, SampleSettings, held_out_videos, rank
+from data_loaders.panda_dense.sampling import rank
+from data_loaders.panda_dense.select import HELD_OUT, TRAIN
 from data_loaders.panda_dense.stage import Clip, kept_by_all
 from data_loaders.panda_dense.steps import Step, made_by
 from data_loaders.panda_dense.store import Store
@@ -29,8 +31,6 @@ from data_loaders.shard_stats import ClipStats
 from data_loaders.shard_writer import Entry, remove_shards, write_manifest, write_shard
 
 _log = logging.getLogger(__name__)
-
-TRAIN, HELD_OUT = "shards", "heldout"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,6 @@ class WriteStep(Step):
         store: The data set in the making.
         before: All stages before it.
         write: Settings of the shards.
-        sample: Of these, how many clips are held out.
         settings: How the work is done.
     """
 
@@ -91,22 +90,17 @@ class WriteStep(Step):
         *,
         before: Sequence[Step],
         write: WriteSettings,
-        sample: SampleSettings,
         settings: RunSettings,
     ) -> None:
         super().__init__(store, settings=settings)
-        self._before, self._write, self._sample = tuple(before), write, sample
+        self._before, self._write = tuple(before), write
         self._planned: list[_Shard] | None = None
+        self._digest = ""
         self.reads = tuple(step.name for step in before)
 
     def settings(self) -> dict[str, Any]:
         """Of the shards."""
-        sample = self._sample
-        return asdict(self._write) | {
-            "held_out_clips": sample.held_out_clips,
-            "most_held_out": sample.most_held_out,
-            "held_out_seed": sample.held_out_seed,
-        }
+        return asdict(self._write)
 
     def check(self) -> None:
         """The numbers."""
@@ -124,7 +118,8 @@ class WriteStep(Step):
             done = json.loads(self._done_file.read_text())
         except (OSError, ValueError):
             return False
-        return done.get("clips") == _digest(self._plan())
+        self._plan()
+        return done.get("clips") == self._digest
 
     def advance(self) -> bool:
         """Write the shards that nobody has, and what follows when all are there."""
@@ -137,7 +132,7 @@ class WriteStep(Step):
                 f"{self.store.root}: expected at least one clip that came through all stages, "
                 "found none; `status` says why they were left out"
             )
-        self._check_folder(shards)
+        self._check_folder()
         self.note_settings()
         written = sum(self._write_if_free(shard) for shard in shards)
         infos = [self._find(shard) for shard in shards]
@@ -167,21 +162,18 @@ class WriteStep(Step):
 
     def _make_plan(self) -> list[_Shard]:
         clips: dict[str, tuple[int, str]] = {}
+        digest = hashlib.sha256()
         for part in self.store.whole_parts(self._before[-1].name):
             found = {step.name: self.store.read(step.name, part) for step in self._before}
             for key in kept_by_all(found):
-                clips[key] = (part, found["ingest"][key].columns["video_id"])
-        videos = {key: video for key, (_, video) in clips.items()}
-        held_out = held_out_videos(
-            [Candidate(key=key, video_id=video) for key, video in videos.items()],
-            num_clips=self._sample.held_out_clips,
-            most_share=self._sample.most_held_out,
-            seed=self._sample.held_out_seed,
-        )
+                clips[key] = (part, found["select"][key].columns["split"])
+                columns = [found[step.name][key].columns for step in self._before]
+                digest.update(json.dumps([key, columns], sort_keys=True).encode())
+        self._digest = digest.hexdigest()
         order = sorted(clips, key=lambda key: (rank(key, seed=self._write.seed), key))
         shards = []
-        for folder, is_held_out in ((TRAIN, False), (HELD_OUT, True)):
-            keys = [key for key in order if (videos[key] in held_out) == is_held_out]
+        for folder in (TRAIN, HELD_OUT):
+            keys = [key for key in order if clips[key][1] == folder]
             step = self._write.samples_per_shard
             for number, start in enumerate(range(0, len(keys), step)):
                 chosen = tuple((clips[key][0], key) for key in keys[start : start + step])
@@ -190,10 +182,10 @@ class WriteStep(Step):
                 )
         return shards
 
-    def _check_folder(self, shards: Sequence[_Shard]) -> None:
+    def _check_folder(self) -> None:
         """Refuse to mix shards of two states of the data set."""
         path = self.store.folder(self.name) / "clips.json"
-        digest = _digest(shards)
+        digest = self._digest
         try:
             stored = json.loads(path.read_text())["clips"]
         except FileNotFoundError:
@@ -202,8 +194,8 @@ class WriteStep(Step):
             return
         if stored != digest:
             raise DataError(
-                f"{self.store.root}: the shards that are there hold other clips than the stages "
-                "have kept by now; have them written anew: --redo write"
+                f"{self.store.root}: the shards that are there are of other clips or labels than "
+                "there are by now; have them written anew: --redo write"
             )
 
     def _write_if_free(self, shard: _Shard) -> bool:
@@ -217,7 +209,13 @@ class WriteStep(Step):
             if self._find(shard) is None:
                 shard.folder.mkdir(parents=True, exist_ok=True)
                 stats: list[ClipStats] = []
-                info = write_shard(shard.folder / shard.name, self._entries(shard, stats=stats))
+
+                def write() -> ShardInfo:
+                    stats.clear()
+                    return write_shard(shard.folder / shard.name, self._entries(shard, stats=stats))
+
+                seconds = self.run_settings.disk_full_seconds
+                info = patiently(write, where=shard.folder, seconds=seconds)
                 info = replace(info, stats=ClipStats.total(stats))
                 write_atomically(self._note(shard), json.dumps(asdict(info)).encode())
         return True
@@ -259,10 +257,25 @@ class WriteStep(Step):
             names = [step.name for step in self._before]
             write_manifest_table(self.store, names)
             write_reports(self.store, names, makers=self._makers(), shards=shards[0].folder)
+            self._sweep()
             write_atomically(
-                self._done_file, json.dumps({"clips": _digest(shards)}, indent=1).encode()
+                self._done_file, json.dumps({"clips": self._digest}, indent=1).encode()
             )
         return True
+
+    def look_again(self) -> None:
+        """Read the rows anew."""
+        self._planned = None
+
+    def _sweep(self) -> None:
+        """Remove what writers that were killed left, now that all is there."""
+        root = self.store.root
+        folders = [root, *(root / name for name in (TRAIN, HELD_OUT, self.name))]
+        folders += [self.store.folder(step.name) for step in self._before]
+        for folder in folders:
+            for pattern in (f"*{PARTIAL}", "*.claim.*"):
+                for left in folder.glob(pattern):
+                    left.unlink(missing_ok=True)
 
     def _extra(self, folder: Path) -> dict[str, Any]:
         labels = {stage: maker.as_row() for stage, maker in self._makers().items()}
@@ -277,11 +290,6 @@ class WriteStep(Step):
         super().forget()
         for folder in (TRAIN, HELD_OUT):
             remove_shards(self.store.root / folder)
-
-
-def _digest(shards: Sequence[_Shard]) -> str:
-    content = json.dumps([[shard.label, [key for _, key in shard.clips]] for shard in shards])
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _entry(clip: Clip, *, facts: Mapping[str, Mapping[str, str]]) -> tuple[Entry, dict[str, Any]]:

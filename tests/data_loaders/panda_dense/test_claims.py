@@ -112,3 +112,23 @@ def test_a_damaged_claim_dies_of_silence(tmp_path: Path) -> None:
     assert claims.take(path, stale_seconds=STALE) is None
     os.utime(path, (0, 0))
     assert claims.take(path, stale_seconds=STALE).orphans == ()
+
+
+def test_of_two_heirs_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.claim"
+    dead = claims.take(path, stale_seconds=STALE)
+    dead.abandon()
+    path.write_text(json.dumps({**dead.record, "process_started": "1", "keys": ["a"]}))
+    heirs = []
+    real = os.rename
+
+    def rename(source, target) -> None:
+        # The other heir is through with it at the very moment that this one buries the dead.
+        monkeypatch.setattr(os, "rename", real)
+        heirs.append(claims.take(path, stale_seconds=STALE))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert claims.take(path, stale_seconds=STALE) is None
+    assert heirs[0].orphans == ("a",)
+    assert json.loads(path.read_text())["token"] == heirs[0].record["token"]

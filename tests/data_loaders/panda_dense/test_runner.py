@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_loaders.panda_dense import claims, runner
+from data_loaders.panda_dense import claims, patience
 from data_loaders.panda_dense.runner import (
     LostDeviceError,
     RunSettings,
@@ -203,7 +203,7 @@ def test_a_full_disk_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch
         real(self, stage, part, name, content)
 
     monkeypatch.setattr(Store, "write_file", write)
-    monkeypatch.setattr(runner, "_LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "_LOOK_AGAIN_SECONDS", 0.01)
     run(store, Fake(), RunSettings(disk_full_seconds=30.0))
     assert statuses(store)["b"] == ("kept", "")
 
@@ -242,3 +242,12 @@ def test_rows_of_clips_no_longer_wanted_stay(store: Store) -> None:
     run(store, stage)
     assert stage.calls == []
     assert [*store.read("fake", 0)] == ["a", "odd1", "c", "d", "b"]
+
+
+def test_what_no_row_can_hold_is_flagged(store: Store) -> None:
+    class Odd(Fake):
+        def work(self, clips: Sequence[Clip]) -> list[Outcome]:
+            return [Kept(columns={"motion": float("nan")}) for _ in clips]
+
+    run(store, Odd(), RunSettings(most_failures_in_a_row=99))
+    assert statuses(store)["a"] == ("failed", "not a number")

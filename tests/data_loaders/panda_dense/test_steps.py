@@ -123,6 +123,7 @@ def test_another_model_is_refused(world: World) -> None:
     world.store.reopen("depth", 0)
     path = world.store.rows_file("depth", 0, is_whole=False)
     path.write_text("")
+    world = World(world.store.root)
     world.stages["depth"].revision = "r2"
     with pytest.raises(DataError, match="made by revision 'r1', now it is 'r2'"):
         world.run()
@@ -149,10 +150,12 @@ def test_trying_again_by_reason(world: World) -> None:
     world.stages["cut"].outcome = lambda key: Kept()
     for step in world.steps:
         step.reconsider(retry=["failed"], again=False)
+        step.look_again()
     world.run()
     assert world.log == ["cut a", "depth a", "caption a"]
     for step in world.steps:
         step.reconsider(retry=["odd"], again=False)
+        step.look_again()
     world.run()
     assert world.log == ["cut c", "depth c", "caption c"]
 
@@ -185,3 +188,20 @@ def test_settings_lie_beside_the_rows(world: World) -> None:
     path.write_text("{")
     with pytest.raises(DataError, match=r"settings.json: cannot be read"):
         world.run()
+
+
+def test_nothing_is_taken_back_while_another_is_at_work(world: World) -> None:
+    world.run()
+    with claims.take(world.store.claim_file("caption", 0), stale_seconds=60.0):
+        with pytest.raises(DataError, match=r"part-000000.claim: .* is at work here"):
+            redo(world.store, world.steps, name="depth")
+    assert world.store.whole_parts("depth") == [0, 1]
+
+
+def test_what_failed_in_an_open_part_is_tried_again_too(world: World) -> None:
+    world.run("list")
+    rows = [Row(key="a", status="failed", reason="error")]
+    world.store.write("cut", 0, rows, is_whole=False)
+    assert sum(step.reconsider(retry=["failed"], again=False) for step in world.steps) == 1
+    world.run()
+    assert "cut a" in world.log

@@ -61,7 +61,6 @@ def test_sweeping_removes_what_killed_writers_left(store: Store) -> None:
     for left in (
         store.file("filter", 0, "k00.png.0123456789ab.partial"),
         store.folder("filter") / "part-000000.jsonl.0123456789ab.partial",
-        store.folder("filter") / "part-000000.claim.0123",
     ):
         left.write_bytes(b"half")
     store.sweep("filter", 0)
