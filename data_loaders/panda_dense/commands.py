@@ -3,10 +3,8 @@
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,11 +12,13 @@ from typing import NoReturn
 from data_loaders.atomic_file import write_atomically
 from data_loaders.panda_dense import pipeline
 from data_loaders.panda_dense.fleet import NEW_PROCESS, python_command, run_fleet
+from data_loaders.panda_dense.report import PAGE
 from data_loaders.panda_dense.runner import LostDeviceError, TooManyFailuresError
 from data_loaders.panda_dense.settings import PandaConfig, dump, load, resolve_device
 from data_loaders.panda_dense.stages import STAGES, make_steps
 from data_loaders.panda_dense.status import status_of, table
 from data_loaders.panda_dense.steps import Step, forgotten_with, redo, refuse_beside_others
+from data_loaders.panda_dense.stopping import heeding_signals
 from data_loaders.panda_dense.store import Store
 from data_loaders.schema import DataError
 from sat_udpdiff.config import ConfigError
@@ -154,7 +154,7 @@ def _stages(arguments: argparse.Namespace) -> int:
     if not arguments.in_fleet:
         _check(arguments, steps=steps)
     if arguments.dry_run:
-        return _dry_run(steps, names=names)
+        return _dry_run(arguments, steps=steps, names=names)
     if not arguments.in_fleet:
         _prepare(arguments, store=store, steps=steps, config=config)
     workers = arguments.workers or _devices(config)
@@ -168,7 +168,7 @@ def _stages(arguments: argparse.Namespace) -> int:
     if not arguments.in_fleet:
         for line in _summary(store, config=config):
             print(line)
-        for line in _left(make_steps(store, config=config), names=names):
+        for line in _end_of(make_steps(store, config=config), names=names):
             print(line)
     return status
 
@@ -194,12 +194,17 @@ def _check(arguments: argparse.Namespace, *, steps: Sequence[Step]) -> None:
             step.check()
 
 
-def _left(steps: Sequence[Step], *, names: Sequence[str]) -> Iterator[str]:
-    """What a run that ended has not done."""
+def _end_of(steps: Sequence[Step], *, names: Sequence[str]) -> Iterator[str]:
+    """What a run that ended has made, or has not done."""
     for step in steps:
         if step.name in names and not step.is_complete():
             yield f"\nnot complete: {step.name}: {'; '.join(step.outlook())}"
             return
+    failed = sum(step.count_for(["failed"]) for step in steps)
+    if failed:
+        yield f"\n{failed:,} clips could not be done: --retry failed tries them again"
+    if STAGES[-1] in names:
+        yield f"\n{'; '.join(steps[-1].outlook())}; look at {steps[-1].store.root / PAGE}"
 
 
 def _names(arguments: argparse.Namespace) -> Sequence[str]:
@@ -249,7 +254,12 @@ def _devices(config: PandaConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _dry_run(steps: Sequence[Step], *, names: Sequence[str]) -> int:
+def _dry_run(arguments: argparse.Namespace, *, steps: Sequence[Step], names: Sequence[str]) -> int:
+    if arguments.redo:
+        print(f"forgotten would be: {', '.join(forgotten_with(steps, name=arguments.redo))}")
+    if arguments.retry:
+        count = sum(step.count_for(arguments.retry) for step in steps)
+        print(f"tried again would be: {count:,} clips")
     for step in steps:
         if step.name in names:
             for line in step.outlook():
@@ -263,7 +273,7 @@ def _summary(store: Store, *, config: PandaConfig) -> list[str]:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    if not arguments.output.is_dir():
+    if not (arguments.output / _CONFIG).is_file():
         raise DataError(f"--output {arguments.output}: expected a folder that `run` made")
     arguments.config, arguments.overrides = [], []
     arguments.videos = arguments.csv = arguments.captions = None
@@ -313,12 +323,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s")
     for name in ("matplotlib", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Ends as Ctrl-C does, so that claims are given up.
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _end)
     arguments = _parser().parse_args(argv)
     try:
-        return _COMMANDS.get(arguments.command, _stages)(arguments)
+        with heeding_signals():
+            return _COMMANDS.get(arguments.command, _stages)(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -331,7 +339,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is done stays; run the same command to go on", file=sys.stderr)
         return 130
-
-
-def _end(number: int, _: object) -> NoReturn:
-    raise SystemExit(128 + number)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from data_loaders.panda_dense.steps import Step
+from data_loaders.panda_dense.stopping import check_signals
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def run(steps: Sequence[Step], *, names: Sequence[str], wait_seconds: float) -> 
             step.check()
     has_said = False
     while left := [step for step in chosen if not step.is_complete()]:
+        check_signals()
         if _advance(left):
             has_said = False
             continue

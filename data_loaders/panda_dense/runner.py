@@ -14,6 +14,7 @@ from data_loaders.panda_dense.models import free_device_memory
 from data_loaders.panda_dense.patience import is_full, patiently
 from data_loaders.panda_dense.progress import Progress
 from data_loaders.panda_dense.stage import Clip, Dropped, Flagged, Kept, Outcome, Stage, kept_by_all
+from data_loaders.panda_dense.stopping import check_signals
 from data_loaders.panda_dense.store import Row, Store
 from data_loaders.schema import DataError
 
@@ -141,6 +142,7 @@ class StageRunner:
                 claim.work_on([clip.key for clip in group])
                 try:
                     made = self._do_group(group, rows=rows)
+                    check_signals()
                 except (LostDeviceError, KeyboardInterrupt, SystemExit) as error:
                     self._write(part, rows, clips=clips)
                     if isinstance(error, LostDeviceError):

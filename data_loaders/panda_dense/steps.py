@@ -87,6 +87,10 @@ class Step(ABC):
         """
         return 0
 
+    def count_for(self, reasons: Sequence[str]) -> int:
+        """Clips that `reconsider` would try again for these reasons."""
+        return 0
+
     @abstractmethod
     def outlook(self) -> Iterator[str]:
         """What a run would do, as lines; nothing is written."""
@@ -184,6 +188,14 @@ class PartStep(Step):
                 count += len(keys)
         return count
 
+    def count_for(self, reasons: Sequence[str]) -> int:
+        """Clips that were left out for one of the reasons."""
+        return sum(
+            _is_to_retry(row, retry=reasons)
+            for part in self.store.begun_parts(self.name)
+            for row in self.store.read(self.name, part).values()
+        )
+
     def look_again(self) -> None:
         """Ask the folder whether all is done."""
         self._is_done = False
@@ -201,11 +213,11 @@ class PartStep(Step):
         facts = self._stage.facts
         if facts is None:
             return
-        if facts.license:
-            _log.info("%s: %s", self.name, licence_notice(facts))
         path = self.store.folder(self.name) / _FACTS
         stored = _read_json(path)
         if stored is None:
+            if facts.license:
+                _log.info("%s: %s", self.name, licence_notice(facts))
             write_atomically(path, json.dumps(facts.as_row(), indent=1).encode())
             return
         for name in ("backend", "model", "revision"):

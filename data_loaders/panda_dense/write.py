@@ -148,7 +148,11 @@ class WriteStep(Step):
         shards = self._plan()
         left = sum(self._find(shard) is None for shard in shards)
         clips = sum(len(shard.clips) for shard in shards)
-        yield f"{clips:,} clips in {len(shards):,} shard(s), {left:,} of them to be written"
+        held_out = sum(len(shard.clips) for shard in shards if shard.folder.name == HELD_OUT)
+        yield (
+            f"{clips - held_out:,} clips for training and {held_out:,} held out, in "
+            f"{len(shards):,} shard(s), {left:,} of them to be written"
+        )
 
     @property
     def _done_file(self) -> Path:

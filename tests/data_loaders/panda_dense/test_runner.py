@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from data_loaders.panda_dense.runner import (
     TooManyFailuresError,
 )
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
+from data_loaders.panda_dense.stopping import heeding_signals
 from data_loaders.panda_dense.store import Row, Store
 
 SETTINGS = RunSettings(disk_full_seconds=0.2)
@@ -251,3 +255,23 @@ def test_what_no_row_can_hold_is_flagged(store: Store) -> None:
 
     run(store, Odd(), RunSettings(most_failures_in_a_row=99))
     assert statuses(store)["a"] == ("failed", "not a number")
+
+
+def test_what_a_signal_cut_short_does_not_count(store: Store) -> None:
+    """A library swallowed the exception and took the clip for damaged."""
+
+    class Deaf(Fake):
+        def work(self, clips: Sequence[Clip]) -> list[Outcome]:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            except SystemExit:
+                pass
+            return [Dropped(reason="unreadable") for _ in clips]
+
+    with heeding_signals(), pytest.raises(SystemExit, match="143"):
+        run(store, Deaf())
+    assert store.read("fake", 0) == {}
+    assert not list(store.folder("fake").glob("*.claim"))
+    run(store, Fake())
+    assert statuses(store)["a"] == ("kept", "")
