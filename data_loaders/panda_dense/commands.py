@@ -221,6 +221,16 @@ def _prepare(
     if arguments.redo:
         forgotten = redo(store, steps, name=arguments.redo)
         logging.info("forgotten: %s", ", ".join(forgotten))
+    changed = [step for step in steps if step.has_changed()]
+    if changed:
+        refuse_beside_others(store, steps)
+        for step in changed:
+            step.adopt_settings()
+        for step in steps:
+            step.look_again()
+        steps[-1].forget()
+        names = ", ".join(step.name for step in changed)
+        logging.info("new settings of %s: what they change is done anew, and the shards", names)
     if arguments.retry or arguments.again:
         refuse_beside_others(store, steps)
         count = sum(step.reconsider(retry=arguments.retry, again=arguments.again) for step in steps)

@@ -3,7 +3,7 @@
 What is known before a frame is decoded is judged here already, for decoding is what costs time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from data_loaders.panda_dense.measuring import Measurer, MeasureSettings, check_
 from data_loaders.panda_dense.models import ModelFacts, require_weights
 from data_loaders.panda_dense.sidecars import ClipSource
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
-from data_loaders.panda_dense.thresholds import FilterSettings, verdict
+from data_loaders.panda_dense.thresholds import EARLY_REASONS, FilterSettings, verdict
 from data_loaders.schema import DataError
 
 _FRAMES = ("num_frames", "fps", "height", "width")
@@ -65,6 +65,13 @@ class FilterStage(Stage):
         clip = {name: getattr(self._clip, name) for name in _FRAMES}
         thresholds = {name: getattr(self._thresholds, name) for name in _BEFORE_DECODING}
         return asdict(self._settings) | {"clip": clip, "thresholds": thresholds}
+
+    def judges_again(
+        self, stored: Mapping[str, Any], wanted: Mapping[str, Any]
+    ) -> tuple[str, ...] | None:
+        """Other thresholds concern those that were not decoded; `select` judges the others."""
+        rest = [{**settings, "thresholds": None} for settings in (stored, wanted)]
+        return EARLY_REASONS if rest[0] == rest[1] else None
 
     def check(self) -> None:
         """The numbers and the weights."""

@@ -77,6 +77,15 @@ class SelectStep(WholeStep):
         """Of the choice."""
         return asdict(self._select)
 
+    def can_adopt(self, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Always: it is made of what was measured, and made anew in no time."""
+        return True
+
+    def forget_outdated(self) -> None:
+        """Have every clip decided upon again; `do` tells the stages behind what has changed."""
+        for part in self.store.whole_parts(self.name):
+            self.store.reopen(self.name, part)
+
     def check(self) -> None:
         """The numbers."""
         check_select(self._select, section="select")

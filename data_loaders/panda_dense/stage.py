@@ -102,6 +102,17 @@ class Stage(ABC):
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Do some clips; what is written must not depend on when, where and beside which others."""
 
+    def judges_again(
+        self, stored: Mapping[str, Any], wanted: Mapping[str, Any]
+    ) -> tuple[str, ...] | None:
+        """Reasons of the clips to look at again when settings change; None = at all of them.
+
+        Args:
+            stored: `settings` that the stage began with.
+            wanted: Those it has now.
+        """
+        return None
+
     def check(self) -> None:  # noqa: B027 - most have nothing to check
         """Refuse what cannot work before anything is done.
 

@@ -99,17 +99,38 @@ class Step(ABC):
         """Refuse to go on with other settings than the stage began with.
 
         Raises:
-            DataError: They differ; names them.
+            DataError: They differ, and not only in what `adopt_settings` takes over; names them.
         """
-        stored = _read_json(self.store.folder(self.name) / _SETTINGS)
-        if stored is None:
-            return
-        reason = difference(stored, _as_json(self.settings()))
-        if reason:
+        stored, wanted = self._both_settings()
+        reason = difference(stored, wanted)
+        if reason and not self.can_adopt(stored, wanted):
             raise DataError(
                 f"{self.store.folder(self.name)} was made with other settings: {reason}; take the "
                 f"old ones, or have it made anew: --redo {self.name}"
             )
+
+    def can_adopt(self, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Whether what was made with some settings serves for others, but for a few clips."""
+        return False
+
+    def has_changed(self) -> bool:
+        """Whether its settings are others than it began with."""
+        return bool(difference(*self._both_settings()))
+
+    def adopt_settings(self) -> None:
+        """Take over other settings than the stage began with, after `check_settings`."""
+        self.forget_outdated()
+        (self.store.folder(self.name) / _SETTINGS).unlink(missing_ok=True)
+        self.note_settings()
+
+    def forget_outdated(self) -> None:  # noqa: B027 - of those that can adopt
+        """Forget what other settings may decide otherwise."""
+
+    def _both_settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Those the stage began with, and those it has now; twice the latter where it has not."""
+        wanted = _as_json(self.settings())
+        stored = _read_json(self.store.folder(self.name) / _SETTINGS)
+        return (wanted if stored is None else stored), wanted
 
     def note_settings(self) -> None:
         """Write the settings down, to be held against those of later runs."""
@@ -155,6 +176,16 @@ class PartStep(Step):
     def check(self) -> None:
         """By the stage."""
         self._stage.check()
+
+    def can_adopt(self, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Where the stage says so."""
+        return self._stage.judges_again(stored, wanted) is not None
+
+    def forget_outdated(self) -> None:
+        """Clips that the stage left out for reasons that may no longer hold."""
+        reasons = self._stage.judges_again(*self._both_settings())
+        self.reconsider(retry=reasons or (), again=False)
+        self.look_again()
 
     def is_complete(self) -> bool:
         """All parts are done, and no more will come."""

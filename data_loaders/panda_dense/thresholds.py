@@ -112,12 +112,14 @@ _SCORE_RULES = (
     ("text overlay", "text", "max_text", True),
     ("poor looks", "aesthetic", "min_aesthetic", False),
 )
-REASONS = (
+EARLY_REASONS = (
     "undesirable",
     "several shots",
     "long clip",
-    *dict.fromkeys(rule[0] for rule in (*_SOURCE_RULES, *_FACT_RULES, *_SCORE_RULES)),
+    *(rule[0] for rule in (*_SOURCE_RULES, *_FACT_RULES)),
 )
+"""Of verdicts that need no decoded frame."""
+REASONS = (*EARLY_REASONS, *dict.fromkeys(rule[0] for rule in _SCORE_RULES))
 """Every `Verdict.reason` but ''."""
 
 

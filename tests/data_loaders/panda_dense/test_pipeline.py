@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from data_loaders.panda_dense.commands import main
-from data_loaders.panda_dense.manifest import read_manifest_table
+from data_loaders.panda_dense.manifest import joined_rows, read_manifest_table
+from data_loaders.panda_dense.stages import STAGES
+from data_loaders.panda_dense.store import Store
 from data_loaders.shard_files import files_at
 from data_loaders.shard_verify import verify
 from data_loaders.shards import ShardIndex
@@ -206,6 +209,25 @@ def test_real_clips_killed_ten_times(
     assert len(kept) >= 16
     kill_ten_times(words(tmp_path / "out"), output=tmp_path / "out")
     assert_same(tmp_path / "out", tmp_path / "unbroken")
+
+
+def test_other_thresholds_cost_no_work_that_was_done(
+    world: World, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(unbroken, output)
+    rows = output / "depth" / "part-000000.jsonl"
+    before = rows.read_text()
+    # All that were measured are refused now, and come back.
+    stricter = [*world.words(output), "select.thresholds.min_matching_score=0.6"]
+    assert main(stricter) == 1
+    assert "found none" in capsys.readouterr().err
+    reasons = {row["reject_reason"] for row in joined_rows(Store(root=output), STAGES[:-1])}
+    assert reasons == {"low matching score", "missing video", "too short", "unreadable"}
+    # The folder keeps what it was told last.
+    assert main([*world.words(output), "select.thresholds.min_matching_score=0.43"]) == 0
+    assert_same(output, unbroken)
+    assert rows.read_text() == before  # with its seconds: nothing was done again
 
 
 def test_two_hundred_entities_none_and_no_labels(world: World, tmp_path: Path) -> None:
