@@ -220,7 +220,7 @@ def test_all_scores_of_a_clip_and_back_from_a_row():
     assert scores.motion == pytest.approx(3 / np.hypot(96, 144), rel=0.06)
     assert scores == measurer.measure(frames.copy(), fps=8.0)
     assert Scores.from_row({**scores.as_row(), "another": 1.0}) == scores
-    assert measurer.facts.backend == "classical" and not measurer.shrink()
+    assert measurer.facts.backend == "measured" and not measurer.shrink()
 
 
 @pytest.mark.parametrize("level", [0, 255])
