@@ -34,7 +34,11 @@ def facts(manifest: Manifest) -> dict[str, str]:
         found["damaged samples"] = f"{totals.num_damaged:,}"
     if totals.stats is not None:
         found |= _clip_facts(totals.stats)
-    return found | {f"extra: {name}": str(value) for name, value in manifest.extra.items()}
+    return found | {
+        f"extra: {name}": str(value)
+        for name, value in manifest.extra.items()
+        if not isinstance(value, dict | list)
+    }
 
 
 def _clip_facts(stats: ClipStats) -> dict[str, str]:

@@ -101,7 +101,8 @@ class Statistics:
 
     def histograms(self) -> list[Histogram]:
         """Bars for the page."""
-        found = [Histogram(title="entities per clip", counts=entity_groups(self.entities))]
+        groups = entity_groups(self.entities)
+        found = [Histogram(title="entities per clip, in groups of five", counts=groups)]
         if self.rejections:
             reasons = {f"{stage}: {why}": n for (stage, why), n in self.rejections.most_common()}
             found.append(Histogram(title="clips left out", counts=reasons))
