@@ -16,6 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from data_loaders.batches import LatentBatch, batch_facts
+from data_loaders.differences import difference
 from data_loaders.examples import (
     ExampleFacts,
     ExampleSource,
@@ -72,21 +73,6 @@ def cache_settings(config: Config, *, recolourings: int) -> dict[str, Any]:
 def _dense_tasks(config: Config) -> tuple[Task, ...]:
     """Tasks whose maps are needed, in the order of the task table."""
     return tuple(t for t in TASKS if t in config.data.tasks) if config.model.dense_groups else ()
-
-
-def difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first setting in which a cache differs, for a message; '' where there is none."""
-    for key, value in wanted.items():
-        if stored.get(key) != value:
-            return f"{key}: expected {_short(value)}, it has {_short(stored.get(key))}"
-    return ""
-
-
-def _short(value: Any) -> str:
-    """Digests by their first characters."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {str(digest)[:12]}" for name, digest in value.items()) or "none"
-    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -207,7 +193,7 @@ def _check_settings(stored: dict[str, Any], *, config: Config) -> int:
         if not wanted[key]:
             del wanted[key]
             _log.warning("%s is not here, so that of data.latents is taken on trust", key)
-    reason = difference(stored, wanted)
+    reason = difference({key: stored.get(key) for key in wanted}, wanted)
     if reason:
         raise DataError(
             f"data.latents: {config.data.latents} was made with other settings: {reason}; make "

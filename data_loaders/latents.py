@@ -36,8 +36,9 @@ from data_loaders.atomic_file import write_atomically
 from data_loaders.batches import to_floats
 from data_loaders.captions import name_task
 from data_loaders.damage import DamageCount
+from data_loaders.differences import difference
 from data_loaders.examples import open_shards
-from data_loaders.latent_cache import cache_settings, difference
+from data_loaders.latent_cache import cache_settings
 from data_loaders.latent_format import EMPTY, KIND, caption_member, named_tasks
 from data_loaders.latent_views import ViewMaker, Views
 from data_loaders.reader_pool import LostReaderError, ReaderPool

@@ -11,6 +11,7 @@ from torch import nn
 from data_loaders.panda_dense.models import (
     Dtype,
     ModelFacts,
+    Pieces,
     find_weights,
     library_version,
     load_or_explain,
@@ -122,7 +123,7 @@ class AestheticScorer:
         self._model = model.eval().to(device)
         self._head = load_head(head).to(device)
         self._device, self._dtype = device, DTYPES[dtype]
-        self._frames = 8
+        self.pieces = Pieces(8)
         wanted = self._head[0].in_features
         if wanted != model.config.projection_dim:
             raise DataError(
@@ -137,11 +138,6 @@ class AestheticScorer:
             license=LICENSE,
         )
 
-    def shrink(self) -> bool:
-        """Halve the frames that run at once; False at one."""
-        self._frames, had = max(1, self._frames // 2), self._frames
-        return had > 1
-
     @torch.inference_mode()
     def score(self, frames: UInt8[np.ndarray, "t h w 3"]) -> float:
         """Mean score of some frames: head(e / |e|) with e CLIP's projected embedding.
@@ -151,8 +147,8 @@ class AestheticScorer:
         """
         side = self._model.config.image_size
         scores: list[torch.Tensor] = []
-        for i in range(0, len(frames), self._frames):
-            pixels = clip_input(frames[i : i + self._frames], side=side)
+        for i in range(0, len(frames), self.pieces.size):
+            pixels = clip_input(frames[i : i + self.pieces.size], side=side)
             embedding = self._model(
                 pixel_values=pixels.to(self._device, self._dtype)
             ).image_embeds.float()

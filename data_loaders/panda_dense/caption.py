@@ -14,7 +14,7 @@ from data_loaders.panda_dense.captioner import (
     CaptionSettings,
     check_captions,
 )
-from data_loaders.panda_dense.models import ModelFacts, require_weights
+from data_loaders.panda_dense.models import ModelFacts, Pieces, require_weights
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 
 
@@ -68,14 +68,10 @@ class CaptionStage(Stage):
         self._captioner = None
         super().unload()
 
-    def shrink(self) -> bool:
-        """Smaller pieces of a clip's work."""
-        return self._captioner is not None and self._captioner.shrink()
-
-    def restore(self) -> None:
-        """As many clips at once as the settings say."""
-        if self._captioner is not None:
-            self._captioner.restore()
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the model at once."""
+        return [] if self._captioner is None else [self._captioner.pieces]
 
     @property
     def facts(self) -> ModelFacts:

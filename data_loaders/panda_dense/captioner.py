@@ -39,6 +39,7 @@ from data_loaders.panda_dense.load_parts import (
 from data_loaders.panda_dense.models import (
     Dtype,
     ModelFacts,
+    Pieces,
     library_version,
     load_or_explain,
 )
@@ -198,7 +199,7 @@ class Captioner:
         self.settings = settings
         self.device = device
         self.facts = facts
-        self._batch = settings.clips_per_batch
+        self.pieces = Pieces(settings.clips_per_batch)
         self._asked = AskedModel(kind=settings.model, config=model.config, tokenizer=tokenizer)
         ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
         self._ends = tuple(ends) if isinstance(ends, list | tuple) else (ends,)
@@ -245,17 +246,6 @@ class Captioner:
             license=license_of(settings.weights, otherwise=_LIKELY[settings.model]),
         )
         return cls(model, tokenizer=tokenizer, settings=settings, device=device, facts=facts)
-
-    def shrink(self) -> bool:
-        """Halve the clips that are asked about at once; False at one."""
-        if self._batch == 1:
-            return False
-        self._batch = max(1, self._batch // 2)
-        return True
-
-    def restore(self) -> None:
-        """Undo `shrink`."""
-        self._batch = self.settings.clips_per_batch
 
     @torch.inference_mode()
     def caption(
@@ -310,8 +300,8 @@ class Captioner:
             for question, key in zip(questions, keys, strict=True):
                 yield self._draw(question, key=key, attempt=1)
             return
-        for start in range(0, len(questions), self._batch):
-            yield from self._ask(questions[start : start + self._batch], temperature=0.0)
+        for start in range(0, len(questions), self.pieces.size):
+            yield from self._ask(questions[start : start + self.pieces.size], temperature=0.0)
 
     def _draw(self, question: Question, *, key: str, attempt: int) -> _Answer:
         """One clip alone: `generate` draws from one stream for all that it is asked at once."""

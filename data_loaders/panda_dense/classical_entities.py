@@ -17,7 +17,7 @@ from skimage.segmentation import felzenszwalb
 
 from data_loaders.geometry import fit_ids, fit_rgb
 from data_loaders.panda_dense.entity_masks import FirstFrame
-from data_loaders.panda_dense.models import ModelFacts, library_version
+from data_loaders.panda_dense.models import ModelFacts, Pieces, library_version
 
 BACKEND = "classical"
 
@@ -52,6 +52,7 @@ class ClassicalSegmenter:
     def __init__(self, settings: ClassicalSettings | None = None):
         self.facts = ModelFacts(backend=BACKEND, version=library_version("scikit-image"))
         self._settings = settings or ClassicalSettings()
+        self.pieces = Pieces(1)  # it fills no device
 
     def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
         """Entities of each frame, ids from 1 by falling area; no scores, so each is 1.
@@ -61,10 +62,6 @@ class ClassicalSegmenter:
         """
         found = [segment_picture(frame, settings=self._settings) for frame in frames]
         return [FirstFrame(ids=ids, scores=(1.0,) * int(ids.max())) for ids in found]
-
-    def shrink(self) -> bool:
-        """False: it fills no device."""
-        return False
 
 
 def segment_picture(

@@ -228,9 +228,8 @@ def _prepare(
             step.adopt_settings()
         for step in steps:
             step.look_again()
-        steps[-1].forget()
         names = ", ".join(step.name for step in changed)
-        logging.info("new settings of %s: what they change is done anew, and the shards", names)
+        logging.info("new settings of %s: what they change is done anew", names)
     if arguments.retry or arguments.again:
         refuse_beside_others(store, steps)
         count = sum(step.reconsider(retry=arguments.retry, again=arguments.again) for step in steps)

@@ -23,7 +23,7 @@ from data_loaders.panda_dense.depthcrafter import (
     check_depthcrafter,
 )
 from data_loaders.panda_dense.exact import exact_facts, read_exact
-from data_loaders.panda_dense.models import ModelFacts, require_weights
+from data_loaders.panda_dense.models import ModelFacts, Pieces, require_weights
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.schema import DataError
 
@@ -95,14 +95,10 @@ class DepthStage(Stage):
         self._model = None
         super().unload()
 
-    def shrink(self) -> bool:
-        """Fewer frames at once."""
-        return self._model is not None and self._model.shrink()
-
-    def restore(self) -> None:
-        """As many frames at once as the settings say."""
-        if self._model is not None:
-            self._model.restore()
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the model at once."""
+        return [] if self._model is None else [self._model.pieces]
 
     @property
     def facts(self) -> ModelFacts:

@@ -22,7 +22,7 @@ from data_loaders.panda_dense.load_parts import (
     revision_of,
     torch_dtype,
 )
-from data_loaders.panda_dense.models import Dtype, ModelFacts, library_version
+from data_loaders.panda_dense.models import Dtype, ModelFacts, Pieces, library_version
 from data_loaders.panda_dense.pixels import IMAGENET_MEAN, IMAGENET_STD, to_unit
 from data_loaders.schema import DataError
 
@@ -83,7 +83,7 @@ class DepthAnything:
         self.settings = settings
         self.device = device
         self.facts = facts
-        self._batch = settings.frames_per_batch
+        self.pieces = Pieces(settings.frames_per_batch)
 
     @classmethod
     def load(
@@ -122,17 +122,6 @@ class DepthAnything:
         )
         return cls(model, settings=settings, device=device, facts=facts)
 
-    def shrink(self) -> bool:
-        """Halve the frames that are estimated at once; False at one."""
-        if self._batch == 1:
-            return False
-        self._batch = max(1, self._batch // 2)
-        return True
-
-    def restore(self) -> None:
-        """Undo `shrink`, for what a clip is like must not depend on the clips before it."""
-        self._batch = self.settings.frames_per_batch
-
     @torch.inference_mode()
     def estimate(self, rgb: UInt8[np.ndarray, "t h w 3"], *, key: str) -> DepthClip:
         """Disparity of a clip.
@@ -150,8 +139,8 @@ class DepthAnything:
         """
         size = rgb.shape[1], rgb.shape[2]
         frames = [
-            self._disparity(rgb[start : start + self._batch], size=size)
-            for start in range(0, len(rgb), self._batch)
+            self._disparity(rgb[start : start + self.pieces.size], size=size)
+            for start in range(0, len(rgb), self.pieces.size)
         ]
         return scale_clip(torch.cat(frames).numpy(), key=key)
 

@@ -30,6 +30,7 @@ from data_loaders.panda_dense.load_parts import (
 from data_loaders.panda_dense.models import (
     Dtype,
     ModelFacts,
+    Pieces,
     library_version,
     load_or_explain,
 )
@@ -136,7 +137,7 @@ class DepthCrafter:
         self.device = device
         self.facts = facts
         self.dtype: torch.dtype = parts.unet.dtype
-        self._chunk = settings.decode_chunk
+        self.pieces = Pieces(settings.decode_chunk)
         if self.dtype == torch.float16 and parts.vae.config.force_upcast:
             # It overflows in fp16 when it encodes, not when it decodes.
             parts.vae.encoder.float()
@@ -175,17 +176,6 @@ class DepthCrafter:
             ),
         )
         return cls(parts, settings=settings, device=device, facts=facts)
-
-    def shrink(self) -> bool:
-        """Halve the frames that are encoded and decoded at once; False at one."""
-        if self._chunk == 1:
-            return False
-        self._chunk = max(1, self._chunk // 2)
-        return True
-
-    def restore(self) -> None:
-        """Undo `shrink`, for what a clip is like must not depend on the clips before it."""
-        self._chunk = self.settings.decode_chunk
 
     @torch.inference_mode()
     def estimate(self, rgb: UInt8[np.ndarray, "t h w 3"], *, key: str) -> DepthClip:
@@ -226,7 +216,7 @@ class DepthCrafter:
         settings, parts = self.settings, self.parts
         frames, _, height, width = video.shape
         with self._at_work(parts.image_encoder):
-            embeddings = torch.cat([self._embed(part) for part in video.split(self._chunk)])
+            embeddings = torch.cat([self._embed(part) for part in video.split(self.pieces.size)])
         noise = torch.randn(video.shape, generator=generator)
         with self._at_work(parts.vae):
             latents = self._encode(video + _NOISE * noise)
@@ -245,7 +235,7 @@ class DepthCrafter:
                 embeddings=embeddings[None],
             )
         with self._at_work(parts.vae):
-            return torch.cat([self._decode(part) for part in drawn[0].split(self._chunk)])
+            return torch.cat([self._decode(part) for part in drawn[0].split(self.pieces.size)])
 
     def _embed(self, frames: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t d"]:
         small = (shrink_to_clip(frames.to(self.device)) + 1) / 2
@@ -259,7 +249,7 @@ class DepthCrafter:
         dtype = vae.encoder.conv_in.weight.dtype
         encoded = [
             vae.encode(part.to(self.device, dtype)).latent_dist.mode()
-            for part in video.split(self._chunk)
+            for part in video.split(self.pieces.size)
         ]
         return torch.cat(encoded).to(self.dtype)
 

@@ -15,7 +15,7 @@ from data_loaders.panda_dense.clip_reader import ClipError, read_clip, source_fa
 from data_loaders.panda_dense.cut import ClipSettings, check_clip, check_videos, unusable
 from data_loaders.panda_dense.ingest import source_of
 from data_loaders.panda_dense.measuring import Measurer, MeasureSettings, check_measures
-from data_loaders.panda_dense.models import ModelFacts, require_weights
+from data_loaders.panda_dense.models import ModelFacts, Pieces, require_weights
 from data_loaders.panda_dense.sidecars import ClipSource
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.panda_dense.thresholds import EARLY_REASONS, FilterSettings, verdict
@@ -95,9 +95,10 @@ class FilterStage(Stage):
         self._measurer = None
         super().unload()
 
-    def shrink(self) -> bool:
-        """Fewer frames at once."""
-        return self._measurer is not None and self._measurer.shrink()
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the model at once."""
+        return [] if self._measurer is None else self._measurer.pieces
 
     @property
     def facts(self) -> ModelFacts | None:

@@ -69,8 +69,19 @@ class IngestStep(WholeStep):
         """Forget that the videos were listed, where they are to be listed again."""
         if not again and MISSING not in retry:
             return 0
+        count = self.count_for(retry)
         self._summary.unlink(missing_ok=True)
-        return 1
+        return count
+
+    def count_for(self, reasons: Sequence[str]) -> int:
+        """Clips whose videos were missing, if that is a reason: they are looked for again."""
+        if MISSING not in reasons:
+            return 0
+        return sum(
+            row.reason == MISSING
+            for part in self.store.whole_parts(self.name)
+            for row in self.store.read(self.name, part).values()
+        )
 
     def outlook(self) -> Iterator[str]:
         """What the listing would find."""

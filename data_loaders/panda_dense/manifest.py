@@ -1,6 +1,5 @@
 """The rows of all stages as one table: `manifest.parquet`, one row per clip."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,16 +112,3 @@ def _kind(value: Any) -> pa.DataType:
         kinds = [_kind(item) for item in value]
         return pa.list_(pa.float64() if pa.float64() in kinds else kinds[0] if kinds else pa.null())
     return pa.infer_type([value])
-
-
-def rejections(store: Store, stages: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(stage, reason, clips) of what was not kept, the most frequent first within a stage."""
-    counts: dict[str, Counter[str]] = {stage: Counter() for stage in stages}
-    for record in joined_rows(store, stages):
-        if not record["keep"] and record["reject_reason"]:
-            counts[record["stage"]][record["reject_reason"]] += 1
-    return [
-        (stage, reason, count)
-        for stage, reasons in counts.items()
-        for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    ]

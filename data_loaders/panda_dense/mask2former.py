@@ -29,6 +29,7 @@ from data_loaders.panda_dense.mask2former_parts import Prediction, predict_whole
 from data_loaders.panda_dense.models import (
     Dtype,
     ModelFacts,
+    Pieces,
     find_weights,
     library_version,
     load_or_explain,
@@ -121,7 +122,8 @@ class EntitySegmenter:
         self.facts = facts
         self._settings = settings
         self._device = device
-        self._views_per_pass = settings.views_per_pass
+        has_views = isinstance(network, CropFormer)
+        self.pieces = Pieces(min(NUM_VIEWS, settings.views_per_pass) if has_views else 1)
         self._network = network.eval().requires_grad_(False).to(device)
         plain = network.network if isinstance(network, CropFormer) else network
         plain.model.pixel_level_module.encoder.to(DTYPES[settings.dtype])
@@ -156,17 +158,6 @@ class EntitySegmenter:
         """
         with torch.inference_mode():
             return [self._segment_frame(frame) for frame in frames]
-
-    def shrink(self) -> bool:
-        """Halve the views that run at a time; False where it is one already."""
-        if not isinstance(self._network, CropFormer) or self._views_per_pass == 1:
-            return False
-        self._views_per_pass = max(1, min(NUM_VIEWS, self._views_per_pass) // 2)
-        return True
-
-    def restore(self) -> None:
-        """Undo `shrink`, so that a frame's result does not depend on those before it."""
-        self._views_per_pass = self._settings.views_per_pass
 
     def _segment_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> FirstFrame:
         settings = self._settings
@@ -212,7 +203,7 @@ class EntitySegmenter:
 
     def _predict(self, pixels: Float32[Tensor, "v 3 h w"]) -> Prediction:
         if isinstance(self._network, CropFormer):
-            return self._network(pixels, views_per_pass=self._views_per_pass)
+            return self._network(pixels, views_per_pass=self.pieces.size)
         return predict_whole(self._network, pixels)
 
 

@@ -7,11 +7,10 @@ entity whose every piece is a speck is missing from then on, and leaves a gap in
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float64, UInt16
+from jaxtyping import Bool, UInt16
 from skimage.measure import label
 
 from data_loaders.schema import DataError
@@ -43,32 +42,9 @@ def check_cleaning(settings: CleaningSettings, *, section: str) -> None:
             raise DataError(f"{section}.{name}: expected >= 0 pixels, got {value}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CleanedMasks:
-    """Ids after cleaning, and how much of the pictures they cover."""
-
-    ids: UInt16[np.ndarray, "t h w"]
-    """0 = unlabelled."""
-
-    @cached_property
-    def coverage(self) -> Float64[np.ndarray, "t"]:
-        """Labelled share of each frame, 0..1."""
-        return np.mean(self.ids > 0, axis=(1, 2))
-
-    @property
-    def mean_coverage(self) -> float:
-        """Labelled share of the clip, 0..1."""
-        return float(self.coverage.mean())
-
-    @property
-    def least_coverage(self) -> float:
-        """Labelled share of the frame that has least, 0..1."""
-        return float(self.coverage.min())
-
-
 def clean_masks(
     ids: UInt16[np.ndarray, "t h w"], *, settings: CleaningSettings | None = None
-) -> CleanedMasks:
+) -> UInt16[np.ndarray, "t h w"]:
     """Clean every frame by itself.
 
     In each frame: connected pieces (8 neighbours) of an entity below `speck_area` become
@@ -87,7 +63,7 @@ def clean_masks(
     scale = ids[0].size / _REFERENCE
     speck, hole = settings.speck_area * scale, settings.hole_area * scale
     gap = round(settings.gap_width * scale**0.5)
-    return CleanedMasks(ids=np.stack([_clean(frame, speck, hole, gap) for frame in ids]))
+    return np.stack([_clean(frame, speck, hole, gap) for frame in ids])
 
 
 def _clean(

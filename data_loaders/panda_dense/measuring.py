@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from data_loaders.panda_dense import measures
 from data_loaders.panda_dense.aesthetic import AestheticScorer
-from data_loaders.panda_dense.models import Dtype, ModelFacts, library_version
+from data_loaders.panda_dense.models import Dtype, ModelFacts, Pieces, library_version
 from data_loaders.panda_dense.motion import Flow, RaftFlow, dis_flow, load_raft, measure_motion
 from data_loaders.panda_dense.shot_cuts import content_scores, find_cuts
 from data_loaders.panda_dense.text_overlay import TextDetector
@@ -150,11 +150,10 @@ class Measurer:
             return self._aesthetic.facts
         return ModelFacts(backend="measured", version=library_version("opencv-python-headless"))
 
-    def shrink(self) -> bool:
-        """Halve what runs at once; False where nothing can be."""
-        # Both, and not the first that can: which of them was too large is not known.
-        shrunk = [part.shrink() for part in (self._raft, self._aesthetic) if part is not None]
-        return any(shrunk)
+    @property
+    def pieces(self) -> list[Pieces]:
+        """What goes through the models at once."""
+        return [part.pieces for part in (self._raft, self._aesthetic) if part is not None]
 
     def measure(self, frames: UInt8[np.ndarray, "t h w 3"], *, fps: float) -> Scores:
         """All scores of a clip.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, TypeVar
 
 import torch
 
@@ -36,13 +36,26 @@ class ModelFacts:
         return asdict(self)
 
 
-@runtime_checkable
-class Shrinks(Protocol):
-    """A component that can work in smaller pieces within one clip."""
+class Pieces:
+    """How much of a clip goes through a model at once: less where the device is full.
+
+    Args:
+        size: Of a piece, as the settings say.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = self._whole = size
 
     def shrink(self) -> bool:
-        """Halve the pieces; False where they are as small as can be."""
-        ...
+        """Halve the pieces; False at one."""
+        if self.size == 1:
+            return False
+        self.size //= 2
+        return True
+
+    def restore(self) -> None:
+        """Undo `shrink`: what is made of a clip must not depend on the clips before it."""
+        self.size = self._whole
 
 
 def library_version(name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from data_loaders.panda_dense.measures import shrink
+from data_loaders.panda_dense.models import Pieces
 from data_loaders.schema import DataError
 
 Flow = Callable[[UInt8[np.ndarray, "t h w 3"]], Iterator[Float32[np.ndarray, "h w 2"]]]
@@ -76,12 +77,7 @@ class RaftFlow:
         """
         self._model = model.eval().to(device)
         self._device = device
-        self._pairs = 16
-
-    def shrink(self) -> bool:
-        """Halve the pairs of frames that run at once; False at one."""
-        self._pairs, had = max(1, self._pairs // 2), self._pairs
-        return had > 1
+        self.pieces = Pieces(16)
 
     @torch.inference_mode()
     def __call__(
@@ -90,8 +86,8 @@ class RaftFlow:
         """Motion from each frame to the next."""
         height, width = frames.shape[1:3]
         video = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (t, 3, h, w)
-        for i in range(0, len(frames) - 1, self._pairs):
-            some = video[i : i + self._pairs + 1].to(self._device).float() / 127.5 - 1
+        for i in range(0, len(frames) - 1, self.pieces.size):
+            some = video[i : i + self.pieces.size + 1].to(self._device).float() / 127.5 - 1
             some = _pad(some)
             flow = self._model(some[:-1], some[1:])[-1]
             yield from flow[:, :, :height, :width].permute(0, 2, 3, 1).float().cpu().numpy()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt16
+from jaxtyping import Float32, UInt8
 
 
 class DenseFlow:
@@ -35,26 +35,3 @@ def positions(motion: Float32[np.ndarray, "h w 2"]) -> Float32[np.ndarray, "h w 
     height, width = motion.shape[:2]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return motion + np.stack([x, y], axis=-1)
-
-
-def warp_ids(
-    ids: UInt16[np.ndarray, "h w"], *, motion: Float32[np.ndarray, "h w 2"]
-) -> UInt16[np.ndarray, "h w"]:
-    """The id at the place where each pixel was, to the nearest pixel.
-
-    Args:
-        ids: Of the other picture.
-        motion: To the other picture, pixels, x first.
-
-    Returns:
-        Ids; 0 where the pixel comes from outside, of which nothing is known.
-    """
-    where = positions(motion)
-    return cv2.remap(
-        ids,
-        where[..., 0],
-        where[..., 1],
-        interpolation=cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=0,
-    )

@@ -14,6 +14,7 @@ from data_loaders.panda_dense.settings import PandaConfig
 from data_loaders.panda_dense.stages import STAGES
 from data_loaders.panda_dense.status import StageStatus, status_of
 from data_loaders.panda_dense.store import Store
+from data_loaders.shard_report import human_bytes
 
 _REFERENCE = 49 * 480 * 720
 """Pixels of the clips that the figures below are of."""
@@ -109,11 +110,11 @@ def plan(  # noqa: PLR0913 - one table of one question
         yield (
             f"{stage.name:<10}{stage.clips:>12,.0f}  {stage.seconds:>8.2f}  {stage.source:<14}"
             f"{memory:>7}{duration(3600 * times[0]):>14}{duration(3600 * times[1]):>16}"
-            f"{_size(space):>10}"
+            f"{human_bytes(space) if space else '-':>10}"
         )
     yield (
         f"{'total':<10}{'':>12}  {'':>8}  {'':<14}{'':>7}{duration(3600 * totals[0]):>14}"
-        f"{duration(3600 * totals[1]):>16}{_size(totals[2]):>10}"
+        f"{duration(3600 * totals[1]):>16}{human_bytes(totals[2]):>10}"
     )
     yield ""
     yield from _notes(cores)
@@ -240,12 +241,3 @@ def _seen(store: Store | None, *, claim_seconds: float) -> dict[str, StageStatus
         return {}
     statuses, _ = status_of(store, STAGES[:-1], claim_seconds=claim_seconds)
     return {status.name: status for status in statuses}
-
-
-def _size(number: float) -> str:
-    if not number:
-        return "-"
-    for limit, unit, name in ((1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
-        if number < limit:
-            return f"{number / unit:.1f} {name}"
-    return f"{number / 1e12:.1f} TB"

@@ -21,7 +21,7 @@ from data_loaders.panda_dense.classical_propagation import (
 )
 from data_loaders.panda_dense.exact import exact_facts, read_exact
 from data_loaders.panda_dense.mask_cleaning import CleaningSettings, check_cleaning, clean_masks
-from data_loaders.panda_dense.models import ModelFacts, library_version, require_weights
+from data_loaders.panda_dense.models import ModelFacts, Pieces, library_version, require_weights
 from data_loaders.panda_dense.reprompting import Reprompter, RepromptSettings, check_reprompt
 from data_loaders.panda_dense.sam2_inputs import GET_SAM2, grid_points
 from data_loaders.panda_dense.sam2_video import Sam2Propagator, Sam2Settings, check_sam2
@@ -135,9 +135,10 @@ class PropagateStage(Stage):
         self._model = self._segmenter = None
         super().unload()
 
-    def shrink(self) -> bool:
-        """Fewer entities at once; which changes no result."""
-        return self._model is not None and self._model.shrink()
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the model at once."""
+        return [] if self._model is None else [self._model.pieces]
 
     @property
     def facts(self) -> ModelFacts:
@@ -175,7 +176,7 @@ class PropagateStage(Stage):
         if self._settings.backend == "synthetic":
             ids = read_exact(clip, "entity_ids")
         else:
-            ids = clean_masks(self._propagate(clip), settings=self._settings.clean).ids
+            ids = clean_masks(self._propagate(clip), settings=self._settings.clean)
         stats = track_stats(ids)
         columns = {
             "num_entities": stats.count,

@@ -136,24 +136,24 @@ class StageRunner:
         rows = self._store.read(self._stage.name, part)
         self._note_deaths(part, rows, clips=clips, claim=claim)
         written = time.monotonic()
-        while left := [clip for clip in clips if not _is_done(rows, clip)]:
-            for group in self._groups(clips, rows=rows):
-                self._load()
-                claim.work_on([clip.key for clip in group])
-                try:
+        try:
+            while left := [clip for clip in clips if not _is_done(rows, clip)]:
+                for group in self._groups(clips, rows=rows):
+                    self._load()
+                    claim.work_on([clip.key for clip in group])
                     made = self._do_group(group, rows=rows)
                     check_signals()
-                except (LostDeviceError, KeyboardInterrupt, SystemExit) as error:
-                    self._write(part, rows, clips=clips)
-                    if isinstance(error, LostDeviceError):
-                        claim.abandon()
-                    raise
-                rows |= {row.key: row for row in made}
-                if time.monotonic() - written >= _WRITE_SECONDS:
-                    self._write(part, rows, clips=clips)
-                    written = time.monotonic()
-                progress.clips_done(sum(row.is_final for row in made), of=len(left))
-                self._watch(made, part=part, rows=rows, clips=clips)
+                    rows |= {row.key: row for row in made}
+                    if time.monotonic() - written >= _WRITE_SECONDS:
+                        self._write(part, rows, clips=clips)
+                        written = time.monotonic()
+                    progress.clips_done(sum(row.is_final for row in made), of=len(left))
+                    self._watch(made)
+        except (LostDeviceError, TooManyFailuresError, KeyboardInterrupt, SystemExit) as error:
+            self._write(part, rows, clips=clips)
+            if isinstance(error, LostDeviceError):
+                claim.abandon()
+            raise
         self._store.sweep(self._stage.name, part)
         self._write(part, rows, clips=clips)
 
@@ -305,15 +305,12 @@ class StageRunner:
             self._is_loaded = True
             self._loaded()
 
-    def _watch(
-        self, made: Sequence[Row], *, part: int, rows: dict[str, Row], clips: Sequence[Clip]
-    ) -> None:
+    def _watch(self, made: Sequence[Row]) -> None:
         for row in made:
             if row.is_final:
                 failed = row.status == "failed"
                 self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         if self._failures_in_a_row >= self._settings.most_failures_in_a_row:
-            self._write(part, rows, clips=clips)
             raise TooManyFailuresError(
                 f"{self._stage.name}: {self._failures_in_a_row} clips failed in a row, the last "
                 f"one with: {made[-1].detail}; --retry failed tries them again"

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8, UInt16
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data_loaders.panda_dense.models import Dtype, ModelFacts
+from data_loaders.panda_dense.models import Dtype, ModelFacts, Pieces
 from data_loaders.panda_dense.sam2_inputs import (
     LoadedSam2,
     grid_points,
@@ -96,7 +96,7 @@ class Sam2Grid:
         self.facts: ModelFacts = loaded.facts
         self._loaded = loaded
         self._settings = settings
-        self._per_pass = settings.points_per_pass
+        self.pieces = Pieces(settings.points_per_pass)
         self._device = device
 
     @classmethod
@@ -125,13 +125,6 @@ class Sam2Grid:
             device=device,
         )
         return cls(loaded, settings=settings, device=device)
-
-    def shrink(self) -> bool:
-        """Halve the points per pass; False where it is one already."""
-        if self._per_pass == 1:
-            return False
-        self._per_pass //= 2
-        return True
 
     @torch.inference_mode()
     def segment(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h w"]:
@@ -163,7 +156,7 @@ class Sam2Grid:
         grid = grid_points(settings.points_per_side, height=height, width=width)
         points = scale_points(grid, height=height, width=width, size=size).to(self._device)
         masks, scores = [], []
-        for some in points.split(self._per_pass):
+        for some in points.split(self.pieces.size):
             found = self._loaded.model(
                 image_embeddings=features,
                 input_points=some[None, :, None],

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, UInt8, UInt16
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from data_loaders.panda_dense.models import Dtype, ModelFacts
+from data_loaders.panda_dense.models import Dtype, ModelFacts, Pieces
 from data_loaders.panda_dense.reprompting import Reprompter
 from data_loaders.panda_dense.sam2_inputs import (
     LoadedSam2,
@@ -70,7 +70,7 @@ class Sam2Propagator:
     def __init__(self, loaded: LoadedSam2, *, objects_per_pass: int, device: torch.device) -> None:
         self.facts: ModelFacts = loaded.facts
         self._loaded = loaded
-        self._per_pass = objects_per_pass
+        self.pieces = Pieces(objects_per_pass)
         self._device = device
 
     @classmethod
@@ -95,13 +95,6 @@ class Sam2Propagator:
             device=device,
         )
         return cls(loaded, objects_per_pass=settings.objects_per_pass, device=device)
-
-    def shrink(self) -> bool:
-        """Halve the objects per pass; False where it is one already."""
-        if self._per_pass == 1:
-            return False
-        self._per_pass //= 2
-        return True
 
     def propagate(
         self,
@@ -153,7 +146,7 @@ class Sam2Propagator:
         reprompter: Reprompter | None,
     ) -> UInt16[np.ndarray, "t h w"]:
         clip = np.zeros(rgb.shape[:3], np.uint16)
-        tracker = _Tracker(self._loaded, rgb, per_pass=self._per_pass, device=self._device)
+        tracker = _Tracker(self._loaded, rgb, per_pass=self.pieces.size, device=self._device)
         tracker.add(prompts, frame=0)
         next_id = max(prompts, default=0) + 1
         for t, frame in enumerate(rgb):

@@ -19,7 +19,7 @@ from data_loaders.panda_dense.mask2former import (
     Mask2FormerSettings,
     check_mask2former,
 )
-from data_loaders.panda_dense.models import ModelFacts, require_weights
+from data_loaders.panda_dense.models import ModelFacts, Pieces, require_weights
 from data_loaders.panda_dense.sam2_grid import Sam2Grid, Sam2GridSettings, check_sam2_grid
 from data_loaders.panda_dense.sam2_inputs import GET_SAM2
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
@@ -34,13 +34,10 @@ class Segmenter(Protocol):
     """What finds the entities of pictures."""
 
     facts: ModelFacts
+    pieces: Pieces
 
     def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
         """Entities of each frame, RGB, 0..255."""
-        ...
-
-    def shrink(self) -> bool:
-        """Work in smaller pieces."""
         ...
 
 
@@ -106,14 +103,10 @@ class SegmentStage(Stage):
         self._segmenter = None
         super().unload()
 
-    def shrink(self) -> bool:
-        """Smaller pieces of a frame's work."""
-        return self._segmenter is not None and self._segmenter.shrink()
-
-    def restore(self) -> None:
-        """As large pieces as the settings say."""
-        if isinstance(self._segmenter, EntitySegmenter):
-            self._segmenter.restore()
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the model at once."""
+        return [] if self._segmenter is None else [self._segmenter.pieces]
 
     @property
     def facts(self) -> ModelFacts:
@@ -176,7 +169,7 @@ class _GridSegmenter:
     def __init__(self, settings: Sam2GridSettings, *, device: torch.device) -> None:
         self._grid = Sam2Grid.load(settings, device=device, section="segment.sam2_grid")
         self.facts = self._grid.facts
-        self.shrink = self._grid.shrink
+        self.pieces = self._grid.pieces
 
     def segment(self, frames: UInt8[np.ndarray, "b h w 3"]) -> list[FirstFrame]:
         """Masks of each frame; they have no score of an entity, so each is 1."""

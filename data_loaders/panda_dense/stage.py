@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_loaders.decode import decode_rgb
-from data_loaders.panda_dense.models import ModelFacts, free_device_memory
+from data_loaders.panda_dense.models import ModelFacts, Pieces, free_device_memory
 from data_loaders.panda_dense.store import Row, Store
 from data_loaders.schema import DataError
 
@@ -132,12 +132,21 @@ class Stage(ABC):
         """Let go of the model."""
         free_device_memory()
 
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the loaded models at once within a clip."""
+        return ()
+
     def shrink(self) -> bool:
         """Work in smaller pieces within a clip; False where they are as small as can be."""
-        return False
+        # All, and not the first that can: which of them was too large is not known.
+        shrunk = [pieces.shrink() for pieces in self.pieces]
+        return any(shrunk)
 
-    def restore(self) -> None:  # noqa: B027 - most never shrink
+    def restore(self) -> None:
         """Undo `shrink`: the next clip may be done in one piece."""
+        for pieces in self.pieces:
+            pieces.restore()
 
     @property
     def facts(self) -> ModelFacts | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders.atomic_file import write_atomically
+from data_loaders.differences import difference
 from data_loaders.panda_dense import claims
 from data_loaders.panda_dense.licences import licence_notice
 from data_loaders.panda_dense.models import ModelFacts
@@ -341,24 +342,6 @@ def refuse_beside_others(store: Store, steps: Sequence[Step]) -> None:
         for path in sorted(store.folder(step.name).glob("*.claim")):
             if who := claims.holder(path, stale_seconds=step.run_settings.claim_seconds):
                 raise DataError(f"{path}: {who} is at work here; end it before work is taken back")
-
-
-def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], *, prefix: str = "") -> str:
-    """The first setting in which two records differ, as 'KEY was X, now Y'; '' where none does."""
-    for key in sorted({*stored, *wanted}):
-        was, now = stored.get(key), wanted.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            inner = difference(was, now, prefix=f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif was != now:
-            return f"{prefix}{key} was {_short(was)}, now {_short(now)}"
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _as_json(value: Any) -> Any:

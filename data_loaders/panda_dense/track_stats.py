@@ -39,19 +39,6 @@ class TrackStats:
         """Ids that the first frame lacks."""
         return self.ids[self.first_frame > 0]
 
-    def as_row(self) -> dict[str, int | float]:
-        """Columns of the manifest: counts, and means of shares; 0 where there is no entity."""
-        some = self.count > 0
-        return {
-            "entities": self.count,
-            "entities_lost": len(self.lost),
-            "entities_entered": len(self.entered),
-            "mean_area": float(self.area.mean()) if some else 0.0,
-            "mean_lifetime": float(self.lifetime.mean()) if some else 0.0,
-            "mean_coverage": float(self.coverage.mean()),
-            "least_coverage": float(self.coverage.min()),
-        }
-
 
 def track_stats(ids: UInt16[np.ndarray, "t h w"]) -> TrackStats:
     """Statistics of a clip's entity ids.

@@ -126,13 +126,14 @@ class WriteStep(Step):
         self.check_settings()
         if not self.is_ready():
             return False
-        shards = self._plan()
-        if not shards:
+        if not self._plan():
             raise DataError(
                 f"{self.store.root}: expected at least one clip that came through all stages, "
                 "found none; `status` says why they were left out"
             )
-        self._check_folder()
+        if not self._is_begun() and not self._begin():
+            return False
+        shards = self._plan()
         self.note_settings()
         written = sum(self._write_if_free(shard) for shard in shards)
         infos = [self._find(shard) for shard in shards]
@@ -146,7 +147,8 @@ class WriteStep(Step):
             yield f"waits for {self._before[-1].name}"
             return
         shards = self._plan()
-        left = sum(self._find(shard) is None for shard in shards)
+        is_begun = self._is_begun()
+        left = sum(not is_begun or self._find(shard) is None for shard in shards)
         clips = sum(len(shard.clips) for shard in shards)
         held_out = sum(len(shard.clips) for shard in shards if shard.folder.name == HELD_OUT)
         yield (
@@ -186,21 +188,42 @@ class WriteStep(Step):
                 )
         return shards
 
-    def _check_folder(self) -> None:
-        """Refuse to mix shards of two states of the data set."""
-        path = self.store.folder(self.name) / "clips.json"
-        digest = self._digest
+    @property
+    def _begun_file(self) -> Path:
+        return self.store.folder(self.name) / "clips.json"
+
+    def _is_begun(self) -> bool:
+        """Whether the shards that are there are of these clips and labels."""
         try:
-            stored = json.loads(path.read_text())["clips"]
+            return json.loads(self._begun_file.read_text())["clips"] == self._digest
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({"clips": digest}).encode())
-            return
-        if stored != digest:
-            raise DataError(
-                f"{self.store.root}: the shards that are there are of other clips or labels than "
-                "there are by now; have them written anew: --redo write"
-            )
+            return False
+
+    def _begin(self) -> bool:
+        """Make room: shards of another state of the data set go, so that no two are mixed.
+
+        Returns:
+            False where another process is at it, or found that the stages before have work again.
+        """
+        path = self.store.folder(self.name) / "begin.claim"
+        claim = claims.take(path, stale_seconds=self.run_settings.claim_seconds)
+        if claim is None:
+            return False
+        with claim:
+            # What this process knows may be from before clips were taken back.
+            for step in (*self._before, self):
+                step.look_again()
+            if not self.is_ready():
+                return False
+            self._plan()
+            if self._is_begun():
+                return True
+            if self._begun_file.is_file():
+                _log.info("write: other clips or labels than before: all shards are written anew")
+                self._remove()
+            # Last: until it says so, whoever goes on after a kill begins here again.
+            write_atomically(self._begun_file, json.dumps({"clips": self._digest}).encode())
+        return True
 
     def _write_if_free(self, shard: _Shard) -> bool:
         if self._find(shard) is not None:
@@ -267,6 +290,14 @@ class WriteStep(Step):
             )
         return True
 
+    def _remove(self) -> None:
+        """Remove the shards, and the notes that they are there."""
+        self._done_file.unlink(missing_ok=True)
+        for folder in (TRAIN, HELD_OUT):
+            for note in self.store.folder(self.name).glob(f"{folder}-*.json"):
+                note.unlink()
+            remove_shards(self.store.root / folder)
+
     def look_again(self) -> None:
         """Read the rows anew."""
         self._planned = None
@@ -291,9 +322,8 @@ class WriteStep(Step):
 
     def forget(self) -> None:
         """Remove the shards too."""
+        self._remove()
         super().forget()
-        for folder in (TRAIN, HELD_OUT):
-            remove_shards(self.store.root / folder)
 
 
 def _entry(clip: Clip, *, facts: Mapping[str, Mapping[str, str]]) -> tuple[Entry, dict[str, Any]]:

@@ -80,7 +80,7 @@ def measure(things: int, frames: int, index: int, *, size: tuple[int, int]) -> d
         "still": np.broadcast_to(ids[:1], ids.shape),
         "flow": by_flow(rgb, ids[0]),
         "ours": found,
-        "cleaned": clean_masks(found).ids,
+        "cleaned": clean_masks(found),
     }
     row = {"things": things, "frames": frames, "seconds": seconds}
     for name, labels in ways.items():

@@ -54,7 +54,7 @@ def test_the_score_is_the_head_of_the_unit_embedding(weights, frames):
 def test_pieces_do_not_change_the_score(weights, frames):
     whole = scorer(weights)
     expected = whole.score(frames)
-    assert [whole.shrink() for _ in range(4)] == [True, True, True, False]
+    assert [whole.pieces.shrink() for _ in range(4)] == [True, True, True, False]
     assert whole.score(frames) == pytest.approx(expected, rel=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_looks_are_measured_where_a_head_is_given(weights, frames):
     # The middle frames of two halves of five.
     assert scores.aesthetic == pytest.approx(scorer(weights).score(frames[[1, 3]]), rel=1e-5)
     assert measurer.facts.backend == "model" and len(measurer.facts.revision) == 12
-    assert measurer.shrink()
+    assert len(measurer.pieces) == 1
 
 
 @pytest.mark.parametrize(

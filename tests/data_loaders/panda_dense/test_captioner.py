@@ -9,7 +9,6 @@ from data_loaders.panda_dense.captioner import (
     CaptionSettings,
     check_captions,
 )
-from data_loaders.panda_dense.models import Shrinks
 from data_loaders.schema import DataError
 from tests.data_loaders.panda_dense import tiny_caption
 from tests.data_loaders.panda_dense.test_caption_models import KINDS
@@ -60,7 +59,6 @@ def test_every_kind_of_model_writes_a_caption(make, kind) -> None:
         assert len(result.caption_long.split()) > 1
         assert result.caption_short == "A dog runs."
         assert result.attempts == 1
-    assert isinstance(model, Shrinks)
     assert model.facts.backend == "model"
     assert model.facts.version.startswith("transformers ")
     assert len(model.facts.revision) == 12
@@ -162,12 +160,12 @@ def test_clips_at_once_are_halved_until_one(make, monkeypatch) -> None:
     )
     clips = clips_of(*[(5, 30, 30)] * 3)
     ask(model, clips)
-    assert model.shrink()
+    assert model.pieces.shrink()
     ask(model, clips)
-    assert model.shrink()
-    assert not model.shrink()
+    assert model.pieces.shrink()
+    assert not model.pieces.shrink()
     ask(model, clips)
-    model.restore()
+    model.pieces.restore()
     ask(model, clips)
     assert sizes == [3, 2, 1, 1, 1, 1, 3]
 

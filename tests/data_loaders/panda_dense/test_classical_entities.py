@@ -39,7 +39,7 @@ def test_settings_and_facts(clip: np.ndarray) -> None:
     assert segmenter.segment(clip[:1])[0].scores == (1.0, 1.0)
     assert segmenter.facts.backend == "classical"
     assert segmenter.facts.model == "" and segmenter.facts.license == ""
-    assert not segmenter.shrink()
+    assert not segmenter.pieces.shrink()
 
 
 def test_a_plain_picture_is_one_region() -> None:

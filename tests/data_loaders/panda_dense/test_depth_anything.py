@@ -12,7 +12,6 @@ from data_loaders.panda_dense.depth_anything import (
     depth_anything_pixels,
     depth_anything_size,
 )
-from data_loaders.panda_dense.models import Shrinks
 from data_loaders.schema import DataError
 from tests.data_loaders.panda_dense.tiny_depth import SMALL_DEPTH_ANYTHING, save_tiny_depth_anything
 
@@ -88,7 +87,6 @@ def test_depth_has_the_clips_size_and_the_clips_range(model) -> None:
     assert clip.depth.shape == (3, 40, 60)
     assert (clip.depth.min(), clip.depth.max()) == (0, 65535)
     assert (clip.depth[1].min(), clip.depth[1].max()) != (0, 65535)
-    assert isinstance(model, Shrinks)
     assert model.facts.version.startswith("transformers ")
     assert len(model.facts.revision) == 12
 
@@ -109,12 +107,12 @@ def test_what_the_model_calls_larger_is_nearer(model) -> None:
 def test_frames_at_once_change_nothing_but_rounding(model) -> None:
     rgb = frames(5)
     together = model.estimate(rgb, key="a").depth.astype(int)
-    assert model.shrink()
-    assert model.shrink()
-    assert not model.shrink()
+    assert model.pieces.shrink()
+    assert model.pieces.shrink()
+    assert not model.pieces.shrink()
     alone = model.estimate(rgb, key="a").depth.astype(int)
     assert np.abs(alone - together).max() <= 4
-    model.restore()
+    model.pieces.restore()
     assert (model.estimate(rgb, key="a").depth == together).all()
 
 

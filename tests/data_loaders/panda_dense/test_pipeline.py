@@ -236,6 +236,32 @@ def test_other_thresholds_cost_no_work_that_was_done(
     assert rows.read_text() == before  # with its seconds: nothing was done again
 
 
+def test_a_video_that_comes_late_is_in_the_shards_that_are_written_anew(
+    world: World, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, videos = tmp_path / "out", tmp_path / "videos"
+    shutil.copytree(unbroken, output)
+    shutil.copytree(world.folder / "videos", videos)
+    words = [*world.words(output), "--videos", str(videos)]
+    before = digests(output)
+    assert main([*words, "--again"]) == 0
+    assert digests(output) == before
+    shutil.copy(videos / "video_00aaa.mp4", videos / "never_00aaa.mp4")
+    capsys.readouterr()
+    assert main([*words, "--retry", "missing video", "--dry-run"]) == 0
+    assert "tried again would be: 1 clips" in capsys.readouterr().out
+    assert main([*words, "--retry", "missing video"]) == 0
+    kept = [key for key, row in rows_of(output).items() if row["keep"]]
+    assert len(kept) == 7 and any(key.startswith("never") for key in kept)
+    written = []
+    for name in ("shards", "heldout"):
+        reports = verify(files_at(str(output / name)), decode=False)
+        assert not [fault for report in reports for fault in report.faults]
+        index = ShardIndex.open(output / name)
+        written += [index.sample(i).record()["key"] for i in range(len(index))]
+    assert sorted(written) == sorted(kept)
+
+
 def test_two_hundred_entities_none_and_no_labels(world: World, tmp_path: Path) -> None:
     save_crowd(tmp_path / "crowd")
     words = [

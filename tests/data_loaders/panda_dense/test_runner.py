@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data_loaders.panda_dense import claims, patience
+from data_loaders.panda_dense.models import Pieces
 from data_loaders.panda_dense.runner import (
     LostDeviceError,
     RunSettings,
@@ -33,7 +34,7 @@ class Fake(Stage):
     def __init__(self, trouble: Callable[[list[str]], None] = lambda keys: None) -> None:
         self.trouble, self.batch_size = trouble, 2
         self.calls: list[list[str]] = []
-        self.pieces = 1
+        self._pieces = Pieces(4)
 
     def settings(self) -> dict:
         return {}
@@ -48,9 +49,9 @@ class Fake(Stage):
             for key in keys
         ]  # fmt: skip
 
-    def shrink(self) -> bool:
-        self.pieces *= 2
-        return self.pieces <= 4
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        return [self._pieces]
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_smaller_pieces_may_fit(store: Store) -> None:
     stage = Fake()
 
     def trouble(keys: list[str]) -> None:
-        if "a" in keys and stage.pieces < 4:
+        if "a" in keys and stage.pieces[0].size > 1:
             raise torch.OutOfMemoryError("full")
 
     stage.trouble = trouble

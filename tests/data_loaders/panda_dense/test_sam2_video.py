@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from data_loaders.panda_dense.models import Shrinks
 from data_loaders.panda_dense.reprompting import Reprompter, RepromptSettings
 from data_loaders.panda_dense.sam2_cost import clip_flop, sam2_size
 from data_loaders.panda_dense.sam2_inputs import (
@@ -163,8 +162,7 @@ def test_shrinking_ends_at_one_object(weights):
     propagator = Sam2Propagator.load(
         Sam2Settings(weights=str(weights), objects_per_pass=5), device=CPU
     )
-    assert isinstance(propagator, Shrinks)
-    assert [propagator.shrink() for _ in range(4)] == [True, True, False, False]
+    assert [propagator.pieces.shrink() for _ in range(4)] == [True, True, False, False]
     rgb, ids = drifting_squares(frames=2)
     assert len(np.unique(propagator.propagate(rgb, ids[0])[0])) == 4
 

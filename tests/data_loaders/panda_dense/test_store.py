@@ -7,7 +7,6 @@ import pytest
 from data_loaders.panda_dense.manifest import (
     joined_rows,
     read_manifest_table,
-    rejections,
     write_manifest_table,
 )
 from data_loaders.panda_dense.store import Row, Store
@@ -87,7 +86,6 @@ def test_the_table_joins_the_stages_and_ends_at_a_rejection(store: Store) -> Non
     assert rows["k01"]["reject_reason"] == "too dark" and not rows["k01"]["failed"]
     assert "depth.low" not in rows["k01"]
     assert rows["k02"]["failed"]
-    assert rejections(store, STAGES) == [("filter", "error", 2), ("filter", "too dark", 2)]
 
 
 def test_the_table_as_a_file(store: Store) -> None:
