@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= demo
+# Files of tests are dealt to so many processes; most tests keep one core busy.
+WORKERS ?= 2
 
 # One thread per rank where two ranks share two cores; the optimized kernels oversubscribe otherwise.
 export OMP_NUM_THREADS ?= 1
@@ -30,7 +32,7 @@ demo: venv ## train the tiny model on both tasks, sample it, show numbers and pi
 	$(BIN)/python -m sat_udpdiff.tiny.demo --output $(OUTPUT)
 
 test: venv ## run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: venv ## check style and types
 	$(BIN)/ruff check .
