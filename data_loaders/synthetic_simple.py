@@ -20,7 +20,7 @@ from data_loaders.synthetic_shapes import (
 # Size word -> (radius over picture height, disparity): the larger the nearer.
 _SIZES = {"large": (0.23, 0.9), "medium": (0.18, 0.7), "small": (0.13, 0.5)}
 # Displacement per unit of clip length, in picture heights.
-_MOTIONS = {
+MOTIONS = {
     "stays still": (0.0, 0.0),
     "moves left": (-1.0, 0.0),
     "moves right": (1.0, 0.0),
@@ -61,7 +61,7 @@ def _path(
     # The lower rim stays above the ground row of the same disparity: a thing is never in it.
     low = np.array([reach, reach])
     high = np.array([aspect - reach, 0.5 + disparity * _FLOOR_HEIGHT - reach])
-    step = np.array(_MOTIONS[motion]) * rng.uniform(0.22, 0.34) * (frames > 1)
+    step = np.array(MOTIONS[motion]) * rng.uniform(0.22, 0.34) * (frames > 1)
     step = np.clip(step, low - high, high - low)
     start = rng.uniform(np.maximum(low, low - step), np.minimum(high, high - step))
     return start + np.linspace(0, 1, frames)[:, None] * step
@@ -106,7 +106,7 @@ def make_simple_scene(rng: np.random.Generator, *, config: WorldConfig) -> Scene
     sizes = [size_order[i] for i in sorted(rng.choice(3, count, replace=False))]
     colours = [str(c) for c in rng.choice(list(SATURATED), count, replace=False)]
     shapes = [str(s) for s in rng.choice(SIMPLE_SHAPES, count)]
-    names = list(_MOTIONS) if frames > 1 else ["stays still"]
+    names = list(MOTIONS) if frames > 1 else ["stays still"]
     motions = [str(m) for m in rng.choice(names, count)]
     paths = _place(rng, sizes=sizes, motions=motions, frames=frames, aspect=aspect)
     things = []

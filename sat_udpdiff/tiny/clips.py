@@ -13,6 +13,7 @@ from data_loaders.schema import Sample
 from data_loaders.synthetic import make_clip
 from data_loaders.synthetic_scene import WorldConfig
 from sat_udpdiff.colormaps import depth, pixelplanes
+from sat_udpdiff.encoders.vae import VideoCodec
 
 View = Literal["rgb", "segmentation", "depth"]
 
@@ -28,15 +29,17 @@ class TinyWorld:
 
     def clip(self, index: int, *, world: Literal["simple", "full"] = "simple") -> Sample:
         """Clip number `index`; those from `synthetic.HELD_OUT_START` on are never trained on."""
-        entities = 3 if world == "simple" else 12
-        config = WorldConfig(
+        return make_clip(index, seed=self.seed, config=self.config(world=world))
+
+    def config(self, *, world: Literal["simple", "full"] = "simple") -> WorldConfig:
+        """What `make_clip` and `make_scene` make these clips from."""
+        return WorldConfig(
             frames=self.frames,
             height=self.height,
             width=self.width,
-            max_entities=entities,
+            max_entities=3 if world == "simple" else 12,
             world=world,
         )
-        return make_clip(index, seed=self.seed, config=config)
 
 
 def paint(
@@ -64,3 +67,18 @@ def paint(
 def to_network(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "t 3 h w"]:
     """Pixels 0..255 to [-1, 1], float32, channels before rows."""
     return rearrange(torch.from_numpy(rgb).float() / 127.5 - 1.0, "t h w c -> t c h w")
+
+
+@torch.no_grad()
+def through_codec(
+    video: Float[Tensor, "b t 3 h w"],
+    *,
+    codec: VideoCodec,
+    sigma: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b t 3 h w"]:
+    """What the codec gives back, with noise of `sigma` on the scaled latents; in [-1, 1]."""
+    latents = codec.encode(video).mean
+    if sigma:
+        latents = latents + sigma * torch.randn(latents.shape, generator=generator)
+    return codec.decode(latents).clamp(-1.0, 1.0)

@@ -1,0 +1,142 @@
+"""The judge of the tiny world: where no published network can be had, and none would fit.
+
+Of a generated clip it says what DepthCrafter, EntitySeg and SAM 2, DINO, CLIP and I3D say of real
+ones: its depth, its entities, features of its frames and of the whole. It was trained on the simple
+world alone; its numbers compare runs of that world and nothing else.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int32, UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sat_udpdiff.tiny.clips import to_network
+from sat_udpdiff.tiny.judge_network import KINDS, NUM_THINGS, JudgeNetwork, Verdict
+
+WEIGHTS = Path(__file__).parent / "weights" / "judge"
+WEIGHTS_FILE = "judge.safetensors"
+FEATURES = 12
+"""Numbers of a clip's features: few, so that a few dozen clips span them."""
+_MIN_PIXELS = 10
+"""Of a kind over the whole clip: fewer are stray pixels at edges."""
+_SIZE = (32, 48)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClipVerdict:
+    """What the judge says of one clip."""
+
+    depth: Float32[np.ndarray, "t h w"]
+    """Disparity, min-max over the clip: 0..1, 1 = near."""
+    entity_ids: Int32[np.ndarray, "t h w"]
+    """1 + the index of the pixel's kind in `KINDS`: the same in all clips."""
+    subject_features: Float64[np.ndarray, "t c"]
+    """Of each frame's things, of length 1; zeros where a frame has none."""
+    background_features: Float64[np.ndarray, "t c"]
+    """Of the rest, of length 1; zeros where a frame has none."""
+    clip_features: Float64[np.ndarray, " d"]
+    """`FEATURES` numbers, uncorrelated and of variance 1 over clips of the world."""
+
+
+class Judge:
+    """The network with its weights; `load` gives the shipped one.
+
+    Args:
+        network: In evaluation mode.
+        centre: Mean of the clip features, (2 c,).
+        axes: Rows that make the centred features uncorrelated and of variance 1, (FEATURES, 2 c).
+        key: Tells these weights from others.
+    """
+
+    def __init__(
+        self,
+        network: JudgeNetwork,
+        *,
+        centre: Float[Tensor, " n"],
+        axes: Float[Tensor, "d n"],
+        key: str,
+    ):
+        self._network, self._centre, self._axes = network, centre, axes
+        self.key = key
+
+    @classmethod
+    def load(cls, folder: Path = WEIGHTS) -> "Judge":
+        """The judge of a folder that make_judge wrote.
+
+        Raises:
+            ValueError: The file is missing.
+        """
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; `python -m sat_udpdiff.tiny.make_judge`")
+        state = load_file(path)
+        centre, axes = (state.pop(f"features.{name}") for name in ("centre", "axes"))
+        network = JudgeNetwork()
+        network.load_state_dict({name: value.float() for name, value in state.items()})
+        key = hashlib.sha256(path.read_bytes()).hexdigest()
+        return cls(network.eval().requires_grad_(False), centre=centre, axes=axes, key=key)
+
+    @torch.no_grad()
+    def __call__(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> ClipVerdict:
+        """Judge a clip of 32 x 48 pixels.
+
+        Raises:
+            ValueError: Another size: things of another size in pixels are other things to it.
+        """
+        if rgb.shape[1:3] != _SIZE:
+            height, width = rgb.shape[1:3]
+            raise ValueError(f"the tiny world's judge: expected 32 x 48 px, got {height} x {width}")
+        verdict = self._network(to_network(rgb)[None])
+        kinds = verdict.kinds[0].softmax(0)
+        return ClipVerdict(
+            depth=_min_max(verdict.depth[0]),
+            entity_ids=_entities(kinds),
+            subject_features=_pooled(verdict, kinds[:NUM_THINGS].sum(0)),
+            background_features=_pooled(verdict, kinds[NUM_THINGS:].sum(0)),
+            clip_features=(self._axes @ (verdict.clip_features[0] - self._centre)).double().numpy(),
+        )
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Of the network."""
+        return sum(p.numel() for p in self._network.parameters())
+
+
+def component_axes(
+    features: Float[Tensor, "n d"], *, count: int
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "count d"]]:
+    """Mean, and the `count` principal axes, each divided by the spread along it."""
+    centre = features.mean(0)
+    _, spread, axes = torch.linalg.svd(features - centre, full_matrices=False)
+    scale = spread[:count] / (len(features) - 1) ** 0.5
+    return centre, axes[:count] / scale[:, None]
+
+
+def _min_max(depth: Float[Tensor, "t h w"]) -> Float32[np.ndarray, "t h w"]:
+    low, high = depth.min(), depth.max()
+    return ((depth - low) / (high - low).clamp(min=1e-6)).float().numpy()
+
+
+def _entities(kinds: Float[Tensor, "kinds t h w"]) -> Int32[np.ndarray, "t h w"]:
+    """The likeliest kind of each pixel, among those with some pixels in the clip."""
+    areas = torch.bincount(kinds.argmax(0).flatten(), minlength=len(KINDS))
+    seen = areas >= _MIN_PIXELS
+    likely = kinds.masked_fill(~seen[:, None, None, None], -1.0).argmax(0)
+    return (likely + 1).int().numpy()
+
+
+def _pooled(verdict: Verdict, weight: Float[Tensor, "t h w"]) -> Float64[np.ndarray, "t c"]:
+    """Mean features of each frame over the pixels of a kind, divided by their length."""
+    features = verdict.frame_features[0].double()  # (t, c, h / 2, w / 2)
+    weight = torch.nn.functional.avg_pool2d(weight[:, None], 2).double()
+    # Pixels that may be anything count little: a few of them would be a subject by themselves.
+    weight = torch.where(weight > 0.5, weight, torch.zeros_like(weight))
+    mean = (features * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-9)
+    length = mean.norm(dim=1, keepdim=True)
+    return (mean / length.clamp(min=1e-9)).numpy()
