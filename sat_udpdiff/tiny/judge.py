@@ -7,7 +7,6 @@ world alone; its numbers compare runs of that world and nothing else.
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +101,17 @@ class Judge:
             clip_features=(self._axes @ (verdict.clip_features[0] - self._centre)).double().numpy(),
         )
 
-    @cached_property
-    def num_weights(self) -> int:
-        """Of the network."""
-        return sum(p.numel() for p in self._network.parameters())
+    def depth(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> Float32[np.ndarray, "t h w"]:
+        """The depth of the verdict."""
+        return self(rgb).depth
+
+    def entities(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> Int32[np.ndarray, "t h w"]:
+        """The entities of the verdict."""
+        return self(rgb).entity_ids
+
+    def clip_features(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> Float64[np.ndarray, " d"]:
+        """The features of the whole clip."""
+        return self(rgb).clip_features
 
 
 def component_axes(

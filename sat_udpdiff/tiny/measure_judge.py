@@ -1,0 +1,226 @@
+"""How far the tiny world's judge can be trusted: its errors on held-out clips, and its reactions.
+
+    python -m sat_udpdiff.tiny.measure_judge
+
+A score that does not get worse when videos do is none. So held-out clips are spoilt step by step,
+and every score that the judge gives them is written down for every strength, in `quality.json`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from data_loaders.synthetic import HELD_OUT_START
+from sat_udpdiff.colormaps.pixel_values import to_uint8
+from sat_udpdiff.config_io import load_config
+from sat_udpdiff.encoders.vae import VideoCodec
+from sat_udpdiff.evaluation.arrays import ArrayVideo
+from sat_udpdiff.evaluation.depth import depth_errors
+from sat_udpdiff.evaluation.fvd import frechet_distance
+from sat_udpdiff.evaluation.measure import Measure
+from sat_udpdiff.evaluation.overlap import mean_iou, overlaps
+from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
+from sat_udpdiff.tiny.clips import TinyWorld, through_codec, to_network
+from sat_udpdiff.tiny.judge import WEIGHTS, Judge
+from sat_udpdiff.tiny.judged import video_measures
+
+Pixels = UInt8[np.ndarray, "t h w 3"]
+CONFIGS = Path(__file__).parents[2] / "configs"
+BIAS_SIZES = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeErrors:
+    """Means over held-out clips."""
+
+    depth_delta1: float
+    depth_rmse: float
+    segmentation_ari: float
+    segmentation_miou: float
+    entity_count_error: float
+    """Mean absolute difference of the numbers of entities."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeQuality:
+    """Everything in quality.json."""
+
+    rendered: JudgeErrors
+    coded: JudgeErrors
+    """Of the clips as the codec gives them back."""
+    reactions: Mapping[str, Mapping[str, Sequence[float]]]
+    """Way of spoiling -> score -> its values for growing strength, the first unspoilt."""
+    size_bias: Mapping[str, float]
+    """N -> Frechet distance of N clips from N others of the same world."""
+    num_clips: int
+
+
+def blurred(rgb: Pixels, *, strength: float, rng: np.random.Generator) -> Pixels:
+    """Gaussian blur of `strength` pixels."""
+    del rng
+    return np.stack([cv2.GaussianBlur(frame, (0, 0), strength) for frame in rgb])
+
+
+def noisy(rgb: Pixels, *, strength: float, rng: np.random.Generator) -> Pixels:
+    """Gaussian noise of standard deviation `strength` (of 255) on every value."""
+    return _rounded(rgb + rng.normal(scale=strength, size=rgb.shape))
+
+
+def flickering(rgb: Pixels, *, strength: float, rng: np.random.Generator) -> Pixels:
+    """Another tint for every frame, `strength` of 255 strong."""
+    return _rounded(rgb + rng.normal(scale=strength, size=(len(rgb), 1, 1, 3)))
+
+
+def jittering(rgb: Pixels, *, strength: float, rng: np.random.Generator) -> Pixels:
+    """Every frame moved by up to `strength` pixels, at random."""
+    moves = rng.integers(-int(strength), int(strength) + 1, size=(len(rgb), 2))
+    return np.stack(
+        [
+            cv2.warpAffine(
+                frame,
+                np.array([[1, 0, x], [0, 1, y]], dtype=np.float32),
+                frame.shape[1::-1],
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            for frame, (x, y) in zip(rgb, moves, strict=True)
+        ]
+    )
+
+
+def faded(rgb: Pixels, *, strength: float, rng: np.random.Generator) -> Pixels:
+    """Mixed with mid grey, of which `strength` is the share."""
+    del rng
+    return _rounded(rgb * (1 - strength) + 127.5 * strength)
+
+
+SPOILT: Mapping[str, tuple[Callable[..., Pixels], tuple[float, ...]]] = {
+    "blur": (blurred, (0.7, 1.4, 2.8)),
+    "noise": (noisy, (10.0, 25.0, 50.0)),
+    "flicker": (flickering, (10.0, 25.0, 50.0)),
+    "jitter": (jittering, (1.0, 2.0, 4.0)),
+    "fade": (faded, (0.3, 0.6, 0.9)),
+}
+
+
+def measure_judge(
+    judge: Judge, *, world: TinyWorld, codec: VideoCodec, indices: Sequence[int]
+) -> JudgeQuality:
+    """Errors and reactions of a judge.
+
+    Args:
+        judge: Trained.
+        world: Size and seed of the clips.
+        codec: The tiny one.
+        indices: Held-out clips; as many that follow are the references of the distance.
+    """
+    clips = [world.clip(index) for index in indices]
+    coded = [_coded(clip.rgb, codec=codec) for clip in clips]
+    rendered = [clip.rgb for clip in clips]
+    last = max(indices) + 1
+    references = [
+        _coded(world.clip(index).rgb, codec=codec) for index in range(last, last + len(clips))
+    ]
+    return JudgeQuality(
+        rendered=_errors(judge, clips, rendered),
+        coded=_errors(judge, clips, coded),
+        reactions={
+            name: _reactions(judge, coded, references=references, spoil=spoil, strengths=strengths)
+            for name, (spoil, strengths) in SPOILT.items()
+        },
+        size_bias=_size_bias(judge, world=world, start=last),
+        num_clips=len(clips),
+    )
+
+
+def _errors(judge: Judge, clips: Sequence, pixels: Sequence[Pixels]) -> JudgeErrors:
+    rows = []
+    for clip, rgb in zip(clips, pixels, strict=True):
+        errors = depth_errors((clip.depth / 65535.0).astype(np.float32), judge.depth(rgb))
+        guess, truth = judge.entities(rgb), clip.entity_ids.astype(np.int32)
+        count = abs(len(np.unique(guess)) - len(np.unique(truth)))
+        rows.append(
+            (
+                errors.delta1,
+                errors.rmse,
+                adjusted_rand_index(truth, guess),
+                mean_iou(overlaps(truth, guess)),
+                float(count),
+            )
+        )
+    return JudgeErrors(*np.mean(rows, axis=0).tolist())
+
+
+def _reactions(
+    judge: Judge,
+    clips: Sequence[Pixels],
+    *,
+    references: Sequence[Pixels],
+    spoil: Callable[..., Pixels],
+    strengths: Sequence[float],
+) -> dict[str, list[float]]:
+    measures = video_measures(judge, min_videos=2)
+    truth = [_features(measure, references) for measure in measures]
+    values: dict[str, list[float]] = {}
+    for strength in (0.0, *strengths):
+        rng = np.random.default_rng(0)
+        spoilt = [spoil(c, strength=strength, rng=rng) if strength else c for c in clips]
+        for measure, of_references in zip(measures, truth, strict=True):
+            of_clips = _features(measure, spoilt)
+            for score in measure.scores(of_clips, references=of_references):
+                values.setdefault(score.name, []).append(round(score.value, 6))
+    return values
+
+
+def _features(measure: Measure, clips: Sequence[Pixels]) -> dict:
+    videos = (ArrayVideo(name=str(number), frames=rgb) for number, rgb in enumerate(clips))
+    return {video.name: measure.features(video) for video in videos}
+
+
+def _size_bias(judge: Judge, *, world: TinyWorld, start: int) -> dict[str, float]:
+    most = max(BIAS_SIZES)
+    rows = np.stack(
+        [judge.clip_features(world.clip(i).rgb) for i in range(start, start + 2 * most)]
+    )
+    return {
+        str(size): round(
+            frechet_distance(
+                rows[:size], references=rows[most : most + size], covariance="unbiased"
+            ),
+            4,
+        )
+        for size in BIAS_SIZES
+    }
+
+
+def _coded(rgb: Pixels, *, codec: VideoCodec) -> Pixels:
+    return to_uint8(through_codec(to_network(rgb)[None], codec=codec)[0])
+
+
+def _rounded(values: np.ndarray) -> Pixels:
+    return np.rint(values.clip(0, 255)).astype(np.uint8)
+
+
+def main() -> None:
+    """Measure the judge of a folder, and write quality.json beside its weights."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--judge", type=Path, default=WEIGHTS, help="folder of the weights")
+    parser.add_argument("--clips", type=int, default=64)
+    args = parser.parse_args()
+    codec = VideoCodec.load(load_config([str(CONFIGS / "tiny.yaml")], []).codec, device="cpu")
+    indices = range(HELD_OUT_START, HELD_OUT_START + args.clips)
+    quality = measure_judge(
+        Judge.load(args.judge), world=TinyWorld(), codec=codec, indices=indices
+    )
+    text = json.dumps(asdict(quality), indent=1) + "\n"
+    (args.judge / "quality.json").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
