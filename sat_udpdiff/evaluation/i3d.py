@@ -116,26 +116,34 @@ class I3dFeatures:
 def preprocess(
     rgb: UInt8[np.ndarray, "t h w 3"], *, protocol: FvdProtocol
 ) -> Float32[Tensor, "3 t 224 224"]:
-    """What I3D sees of a video: values in [-1, 1], a few frames at a time on the way there."""
-    frames = [_resize(rgb[first : first + 8], protocol) for first in range(0, len(rgb), 8)]
-    return rearrange(torch.cat(frames), "t c h w -> c t h w").contiguous()
+    """What I3D sees of a video: values in [-1, 1].
 
-
-def _resize(rgb: np.ndarray, protocol: FvdProtocol) -> Float32[Tensor, "t 3 224 224"]:
-    # The order of these operations is the tools' own: others differ in the last bits.
-    x = rearrange(torch.from_numpy(rgb), "t h w c -> t c h w").float().contiguous()
+    Equal to the tools' own to the last bit: the order of operations is theirs, and so are the axes
+    that torch resizes, which choose its kernel. Only a part is held in floats at full size.
+    """
     if protocol == "cdfvd":
-        return 2.0 * functional.interpolate(x, (SIZE, SIZE), mode="bilinear") / 255.0 - 1
-    height, width = x.shape[2:]
+        parts = [_stretch(rgb[first : first + 8]) for first in range(0, len(rgb), 8)]
+        return rearrange(torch.cat(parts), "t c h w -> c t h w").contiguous()
+    return torch.cat([_centre(rgb[..., colour]) for colour in range(3)])
+
+
+def _stretch(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float32[Tensor, "t 3 224 224"]:
+    frames = rearrange(torch.from_numpy(rgb), "t h w c -> t c h w").float().contiguous()
+    return 2.0 * functional.interpolate(frames, (SIZE, SIZE), mode="bilinear") / 255.0 - 1
+
+
+def _centre(levels: UInt8[np.ndarray, "t h w"]) -> Float32[Tensor, "1 t 224 224"]:
+    height, width = levels.shape[1:]
     scale = SIZE / min(height, width)
     # Of square pictures the height is the one that rounding may make 225.
     if height < width:
         size = (SIZE, math.ceil(width * scale))
     else:
         size = (math.ceil(height * scale), SIZE)
-    x = functional.interpolate(x / 255.0, size, mode="bilinear")
+    frames = torch.from_numpy(np.ascontiguousarray(levels)).float() / 255.0
+    frames = functional.interpolate(frames[None], size, mode="bilinear")
     top, left = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
-    return (x[:, :, top : top + SIZE, left : left + SIZE] - 0.5) * 2
+    return (frames[:, :, top : top + SIZE, left : left + SIZE] - 0.5) * 2
 
 
 def find_i3d(weights: str | Path, *, protocol: FvdProtocol) -> Path:
