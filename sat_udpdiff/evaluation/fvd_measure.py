@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ _NAMED = 5
 """Videos that a message names."""
 
 
+@runtime_checkable
 class VideoFeatures(Protocol):
     """A network that gives a video a vector; `I3dFeatures` is one."""
 
