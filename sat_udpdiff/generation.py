@@ -5,8 +5,9 @@ from its own seed, and text is encoded, guided and decoded sample by sample.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,11 +22,22 @@ from sat_udpdiff.config_values import hint
 from sat_udpdiff.diffusion.guidance import guidance_scale, guide
 from sat_udpdiff.diffusion.noise import per_sample_noise, start_noise
 from sat_udpdiff.diffusion.samplers import ddim, dpmpp_2m_sde
-from sat_udpdiff.diffusion.schedule import make_schedule, sampling_steps
+from sat_udpdiff.diffusion.schedule import SamplingSteps, make_schedule, sampling_steps
 from sat_udpdiff.encoders.latents import LatentSize, latent_size
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.model.patches import extra_frames
+
+Stage = Literal["text", "denoise", "vae_video", "vae_dense", "colormap"]
+"""Parts of sampling in their order: prompt to tokens, all steps of the network, latents to pixels
+of the video and of the dense map, colours to ids or depth."""
+StageWatch = Callable[[Stage], AbstractContextManager[object]]
+"""Makes what is entered around a stage, once per batch or per sample: a clock."""
+
+
+def unwatched(stage: Stage) -> AbstractContextManager[object]:
+    """Nothing around a stage."""
+    return nullcontext()
 
 
 @runtime_checkable
@@ -101,13 +113,14 @@ class GeneratedSample:
 
 # inference_mode is out: tables that the network caches now would be unusable in training later.
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913 - two of them look on and change nothing
     network: Network,
     request: SampleRequest,
     *,
     encoders: Encoders,
     config: Config,
     on_step: Callable[[int], object] | None = None,
+    watch: StageWatch = unwatched,
 ) -> list[GeneratedSample]:
     """One sample per seed of the request, in their order.
 
@@ -117,6 +130,7 @@ def generate(
         encoders: text encoder and video codec of `config`.
         config: model, diffusion, colormap and sample settings.
         on_step: told the number of samples in the batch after each sampling step.
+        watch: entered around each stage.
 
     Raises:
         ValueError: the request does not fit the network; nothing was computed.
@@ -126,15 +140,24 @@ def generate(
     for first in range(0, len(request.seeds), request.batch_size):
         seeds = request.seeds[first : first + request.batch_size]
         latents = sample_latents(
-            network, request, seeds=seeds, encoders=encoders, config=config, on_step=on_step
+            network,
+            request,
+            seeds=seeds,
+            encoders=encoders,
+            config=config,
+            on_step=on_step,
+            watch=watch,
         )
         for seed, latent in zip(seeds, latents, strict=True):
             video, *maps = latent.split(config.model.latent_channels, dim=1)
             # One after the other: decoding takes more memory than everything before it.
-            rgb, *dense = [to_uint8(encoders.codec.decode(z[None])[0]) for z in (video, *maps)]
-            samples.append(
-                _finish(request, seed=seed, rgb=rgb, dense=dense, config=config.colormap)
-            )
+            with watch("vae_video"):
+                rgb = to_uint8(encoders.codec.decode(video[None])[0])
+            with watch("vae_dense"):
+                dense = [to_uint8(encoders.codec.decode(z[None])[0]) for z in maps]
+            with watch("colormap"):
+                sample = _finish(request, seed=seed, rgb=rgb, dense=dense, config=config.colormap)
+            samples.append(sample)
     return samples
 
 
@@ -147,6 +170,7 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
     encoders: Encoders,
     config: Config,
     on_step: Callable[[int], object] | None = None,
+    watch: StageWatch = unwatched,
 ) -> Float[Tensor, "b t c h w"]:
     """Latents of one batch, video channels first, float32; arguments as for `generate`."""
     device, settings, count = encoders.codec.device, config.sample, len(seeds)
@@ -161,16 +185,45 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
         noise_schedule=make_schedule(config.diffusion),
         schedule=settings.schedule,
     )
-    prompt = encoders.text.encode([_told(request, config)])
-    text = torch.cat([encoders.text.unconditional(1), prompt]).repeat_interleave(count, dim=0)
+    with watch("text"):
+        prompt = encoders.text.encode([_told(request, config)])
+        text = torch.cat([encoders.text.unconditional(1), prompt]).repeat_interleave(count, dim=0)
+    denoise = _guided(network, text=text, steps=steps, task=request.task, config=config)
+
+    def callback(step: int, x: Tensor, x0_hat: Tensor) -> None:
+        if on_step is not None:
+            on_step(count)
+
+    with watch("denoise"):
+        noise = start_noise(seeds, shape=shape, device=device)
+        if settings.sampler == "ddim":
+            latents = ddim(denoise, noise, steps=steps, callback=callback)
+        else:
+            draws = per_sample_noise(seeds, shape=shape, device=device)
+            latents = dpmpp_2m_sde(denoise, noise, steps=steps, noise_fn=draws, callback=callback)
+    return latents[:, extra:]  # the network saw copies of the first frame in front of a clip
+
+
+def _guided(
+    network: Network,
+    *,
+    text: Float[Tensor, "b2 n d"],
+    steps: SamplingSteps,
+    task: Task | None,
+    config: Config,
+) -> Callable[[Tensor, int], Tensor]:
+    """The clean latents that the network sees in noisy ones at a step, under guidance.
+
+    `text` holds the branch without the prompt, then the one with it, each of the whole batch.
+    """
+    settings, branches, ids = config.sample, len(text), None
     # The task is told in both branches: guidance must not pull away from it.
-    task = None
-    if config.model.task_signal == "embedding" and request.task is not None:
-        task = torch.full((2 * count,), TASKS.index(request.task), device=device)
+    if config.model.task_signal == "embedding" and task is not None:
+        ids = torch.full((branches,), TASKS.index(task), device=text.device)
 
     def denoise(x: Tensor, step: int) -> Tensor:
-        timesteps = torch.full((2 * count,), steps.timesteps[step], device=device)
-        v = network(torch.cat([x, x]), timesteps=timesteps, text=text, task=task)
+        timesteps = torch.full((branches,), steps.timesteps[step], device=x.device)
+        v = network(torch.cat([x, x]), timesteps=timesteps, text=text, task=ids)
         scale = guidance_scale(
             settings.guidance,
             scale=settings.guidance_scale,
@@ -181,17 +234,7 @@ def sample_latents(  # noqa: PLR0913 - the arguments of `generate`, and the seed
         uncond, cond = v.chunk(2)
         return steps.x0_from_velocity(x, velocity=guide(uncond, cond, scale), step=step)
 
-    def callback(step: int, x: Tensor, x0_hat: Tensor) -> None:
-        if on_step is not None:
-            on_step(count)
-
-    noise = start_noise(seeds, shape=shape, device=device)
-    if settings.sampler == "ddim":
-        latents = ddim(denoise, noise, steps=steps, callback=callback)
-    else:
-        noise_fn = per_sample_noise(seeds, shape=shape, device=device)
-        latents = dpmpp_2m_sde(denoise, noise, steps=steps, noise_fn=noise_fn, callback=callback)
-    return latents[:, extra:]  # the network saw copies of the first frame in front of a clip
+    return denoise
 
 
 def check_request(request: SampleRequest, *, config: Config) -> None:
