@@ -49,20 +49,22 @@ def depth_errors(
     Args:
         truth: Disparity, 1 = near; in [0, 1] where the errors are to be compared with others'.
         guess: Of the same pixels.
-        align: 'median': the guess is multiplied so that the medians over the clip agree; 'lstsq':
-            scale and shift of least squares over the clip, of the guess that was clamped at 0.001,
-            as published; 'none': neither.
+        align: 'median': the guess is multiplied so that the medians over the clip agree, both
+            clamped at 0.001; 'lstsq': scale and shift of least squares over the clip, of the guess
+            that was clamped, as published; 'none': neither.
         valid: Pixels that are scored; None = those where the truth is finite. DepthCrafter's
             program takes truth > 0.001, which leaves out what is farthest.
 
     Raises:
-        ValueError: The shapes differ, no pixel is valid, a valid value is not finite, or the
-            median of the guess is not above 0.
+        ValueError: The shapes differ, no pixel is valid, a valid value is not finite, or there is
+            no such alignment.
     """
     if truth.shape != guess.shape or 0 in truth.shape:
         raise ValueError(
             f"depth: expected a truth and a guess of one shape, got {truth.shape} and {guess.shape}"
         )
+    if align not in ALIGNMENTS:
+        raise ValueError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
     valid = np.isfinite(truth) if valid is None else valid
     kept = np.flatnonzero(valid.any(axis=(1, 2)))
     if not len(kept):
@@ -134,13 +136,9 @@ def _alignment(
     if align == "none":
         return 1.0, 0.0
     if align == "median":
-        of_guess = float(np.median(guess[valid]))
-        if of_guess <= 0:
-            raise ValueError(f"depth: align median needs a median above 0, got {of_guess:.4g}")
-        return float(np.median(truth[valid])) / of_guess, 0.0
-    if align == "lstsq":
-        return _least_squares(truth, guess, valid=valid)
-    raise ValueError(f"align: expected one of {', '.join(ALIGNMENTS)}, got {align!r}")
+        # Clamped: the sky may be more than half of a clip, and is 0.
+        return float(np.median(_clamped(truth[valid])) / np.median(_clamped(guess[valid]))), 0.0
+    return _least_squares(truth, guess, valid=valid)
 
 
 def _least_squares(

@@ -1,6 +1,7 @@
 """Measures of dense maps against what is taken for the truth of their videos."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
@@ -29,6 +30,7 @@ from sat_udpdiff.evaluation.pseudo_truth import DepthTruth, EntityTruth
 from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
 from sat_udpdiff.evaluation.video_panoptic import PanopticCounts, panoptic_counts
 
+Scored = Literal["all", "above_least"]
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 """Of the absolute depth error of a clip's pixels."""
 
@@ -39,25 +41,36 @@ class DepthAgainstTruth(Measure):
     Args:
         truth: What says how far everything is.
         align: Alignments, each of which gives two scores; those of 'none' have no ending.
+        scored: 'all' pixels, or those where the truth is 'above_least', .001, as DepthCrafter's
+            program has it. A sky is 0 in the truth, and no painted map says so: its smallest value
+            is 1/512, and of all pixels of the sky the ratio is wrong. Facts tell their share.
 
     Raises:
-        ValueError: An unknown alignment, or none at all.
+        ValueError: An unknown alignment, or none at all; an unknown choice of pixels.
     """
 
     name = "depth"
     tasks: frozenset[Task | None] = frozenset({"depth"})
 
-    def __init__(self, truth: DepthTruth, *, align: Sequence[Align] = ("none",)) -> None:
+    def __init__(
+        self,
+        truth: DepthTruth,
+        *,
+        align: Sequence[Align] = ("none",),
+        scored: Scored = "all",
+    ) -> None:
+        if scored not in get_args(Scored):
+            raise ValueError(f"depth.scored: expected all or above_least, got {scored!r}")
         if not align or set(align) - set(ALIGNMENTS):
             raise ValueError(
                 f"depth.align: expected some of {', '.join(ALIGNMENTS)}, got {', '.join(align)}"
             )
-        self._truth, self._align = truth, tuple(dict.fromkeys(align))
+        self._truth, self._align, self._scored = truth, tuple(dict.fromkeys(align)), scored
 
     @property
     def key(self) -> str:
-        """Truth, alignments and version of the features."""
-        return f"{self.name} 1 {self._align} {self._truth.key}"
+        """Truth, alignments, pixels and version of the features."""
+        return f"{self.name} 1 {self._align} {self._scored} {self._truth.key}"
 
     def features(self, video: Video) -> Features:
         """Scores by alignment, the errors' histogram and percentiles (unaligned), counts of frames.
@@ -71,19 +84,21 @@ class DepthAgainstTruth(Measure):
         _check_size(guess, of="depth", shape=rgb.shape[:3], beside="video")
         truth = self._truth.depth(rgb)
         _check_size(guess, of="depth", shape=truth.shape, beside="truth")
+        valid = np.isfinite(truth)
+        if self._scored == "above_least":
+            valid &= truth > LEAST
+        if not valid.any():
+            raise UnusableError("no value of the true depth can be scored")
         if bad := int((~np.isfinite(guess)).sum()):
             raise UnusableError(f"{bad} of {guess.size} values of the depth are not finite")
         features: Features = {
             "error_histogram": error_histogram(truth, guess),
-            "error_percentiles": np.percentile(np.abs(guess - truth), PERCENTILES),
+            "error_percentiles": np.nanpercentile(np.abs(guess - truth), PERCENTILES),
             # What the truth has at the far end decides how far a ratio can be right.
             "share_below_least": np.asarray((truth < LEAST).mean()),
         }
         for align in self._align:
-            try:
-                errors = depth_errors(truth, guess, align=align)
-            except ValueError as error:
-                raise UnusableError(str(error)) from error
+            errors = depth_errors(truth, guess, align=align, valid=valid)
             features |= {
                 f"delta1_{align}": np.asarray(errors.delta1),
                 f"rmse_{align}": np.asarray(errors.rmse),
@@ -110,6 +125,7 @@ class DepthAgainstTruth(Measure):
                 "num_videos": len(features),
                 "frames": _total(features, "num_frames"),
                 "frames_without_truth": _total(features, "num_dropped"),
+                "scored": self._scored,
                 "truth_below_0.001": _mean(features, "share_below_least"),
             }
             for kind, higher in {"delta1": True, "rmse": False}.items():
@@ -134,14 +150,20 @@ class DepthComparison(DepthAgainstTruth):
         truth: As in `DepthAgainstTruth`.
         other: The model compared, Depth Anything V2 in the paper.
         align: As in `DepthAgainstTruth`.
+        scored: Likewise.
     """
 
     name = "depth_comparison"
 
     def __init__(
-        self, truth: DepthTruth, *, other: DepthTruth, align: Sequence[Align] = ("none",)
+        self,
+        truth: DepthTruth,
+        *,
+        other: DepthTruth,
+        align: Sequence[Align] = ("none",),
+        scored: Scored = "all",
     ) -> None:
-        super().__init__(truth, align=align)
+        super().__init__(truth, align=align, scored=scored)
         self._other = other
 
     @property
