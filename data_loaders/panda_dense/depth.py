@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt16
+from jaxtyping import UInt8, UInt16
 
 from data_loaders.decode import encode_labels
 from data_loaders.panda_dense.depth_anything import (
@@ -15,6 +15,7 @@ from data_loaders.panda_dense.depth_anything import (
     DepthAnythingSettings,
     check_depth_anything,
 )
+from data_loaders.panda_dense.depth_clip import DepthClip
 from data_loaders.panda_dense.depthcrafter import (
     GET_BASE,
     GET_UNET,
@@ -26,6 +27,18 @@ from data_loaders.panda_dense.exact import exact_facts, read_exact
 from data_loaders.panda_dense.models import ModelFacts, Pieces, require_weights
 from data_loaders.panda_dense.stage import Clip, Dropped, Kept, Outcome, Stage
 from data_loaders.schema import DataError
+
+
+@runtime_checkable
+class DepthModel(Protocol):
+    """What estimates the depth of clips."""
+
+    facts: ModelFacts
+    pieces: Pieces
+
+    def estimate(self, rgb: UInt8[np.ndarray, "t h w 3"], *, key: str) -> DepthClip:
+        """Disparity of a clip, min-max over it; the key decides what noise there is."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +68,7 @@ class DepthStage(Stage):
 
     def __init__(self, settings: DepthSettings, *, device: torch.device) -> None:
         self._settings, self._device = settings, device
-        self._model: DepthCrafter | DepthAnything | None = None
+        self._model: DepthModel | None = None
 
     def settings(self) -> dict[str, Any]:
         """Of the backend that is used."""
@@ -67,28 +80,13 @@ class DepthStage(Stage):
 
     def check(self) -> None:
         """The numbers and the weights of the model."""
-        if self._settings.backend != "model":
-            return
-        if self._settings.method == "depthcrafter":
-            settings = self._settings.depthcrafter
-            check_depthcrafter(settings, section="depth.depthcrafter")
-            require_weights(settings.unet, key="depth.depthcrafter.unet", get=GET_UNET)
-            for part in ("vae", "image_encoder"):
-                key = "depth.depthcrafter.base"
-                require_weights(settings.base, key=key, get=GET_BASE, subfolder=part)
-        else:
-            check_depth_anything(self._settings.depth_anything, section="depth.depth_anything")
-            weights = self._settings.depth_anything.weights
-            require_weights(weights, key="depth.depth_anything.weights", get=GET_DEPTH_ANYTHING)
+        if self._settings.backend == "model":
+            check_depth_model(self._settings)
 
     def load(self) -> None:
         """The model."""
-        if self._settings.backend != "model":
-            return
-        if self._settings.method == "depthcrafter":
-            self._model = DepthCrafter.load(self._settings.depthcrafter, device=self._device)
-        else:
-            self._model = DepthAnything.load(self._settings.depth_anything, device=self._device)
+        if self._settings.backend == "model":
+            self._model = load_depth_model(self._settings, device=self._device)
 
     def unload(self) -> None:
         """Let go of the model."""
@@ -137,6 +135,37 @@ class DepthStage(Stage):
             columns=columns | {"polarity": "near_is_one"},
             files={"depth.mkv": encode_labels(depth, fps=fps)},
         )
+
+
+def check_depth_model(settings: DepthSettings) -> None:
+    """Check the settings of the model, whatever the backend.
+
+    Raises:
+        DataError: A number is out of range; names the setting.
+        ValueError: There are no such weights; says where they are to be had.
+    """
+    if settings.method == "depthcrafter":
+        chosen = settings.depthcrafter
+        check_depthcrafter(chosen, section="depth.depthcrafter")
+        require_weights(chosen.unet, key="depth.depthcrafter.unet", get=GET_UNET)
+        for part in ("vae", "image_encoder"):
+            key = "depth.depthcrafter.base"
+            require_weights(chosen.base, key=key, get=GET_BASE, subfolder=part)
+    else:
+        check_depth_anything(settings.depth_anything, section="depth.depth_anything")
+        weights = settings.depth_anything.weights
+        require_weights(weights, key="depth.depth_anything.weights", get=GET_DEPTH_ANYTHING)
+
+
+def load_depth_model(settings: DepthSettings, *, device: torch.device) -> DepthModel:
+    """The model that the settings name, whatever the backend.
+
+    Raises:
+        ValueError: Its weights cannot be loaded.
+    """
+    if settings.method == "depthcrafter":
+        return DepthCrafter.load(settings.depthcrafter, device=device)
+    return DepthAnything.load(settings.depth_anything, device=device)
 
 
 def quantize(depth: UInt16[np.ndarray, "t h w"], *, levels: int) -> UInt16[np.ndarray, "t h w"]:

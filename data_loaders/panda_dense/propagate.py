@@ -73,6 +73,109 @@ def check_propagate(settings: PropagateSettings) -> None:
         require_weights(settings.sam2.weights, key="propagate.sam2.weights", get=GET_SAM2)
 
 
+def check_tracking(settings: PropagateSettings, *, segment: SegmentSettings) -> None:
+    """`check_propagate`, and whether it goes together with the stage before.
+
+    Raises:
+        DataError: A setting is wrong; names it.
+        ValueError: Weights are missing; says where they are to be had.
+    """
+    check_propagate(settings)
+    if segment.starts_from_points and settings.backend != "model":
+        raise DataError(
+            "segment.sam2_grid.reading: points are prompts of SAM 2: expected "
+            f"propagate.backend 'model', got {settings.backend!r}"
+        )
+    looks_again = settings.backend != "synthetic" and settings.reprompt.every is not None
+    if looks_again and segment.backend != CLASSICAL:
+        check_segmenter(segment)
+
+
+class EntityTracker:
+    """The entities of a first frame through a clip, cleaned: all of the stage but its files.
+
+    Args:
+        settings: Of the stage; its backend is not 'synthetic'.
+        segment: Of the stage before.
+        model: SAM 2; None = optical flow.
+        segmenter: What looks at later frames; None = they are not looked at.
+    """
+
+    def __init__(
+        self,
+        settings: PropagateSettings,
+        *,
+        segment: SegmentSettings,
+        model: Sam2Propagator | None,
+        segmenter: Segmenter | None,
+    ) -> None:
+        self._settings, self._segment = settings, segment
+        self._model, self._segmenter = model, segmenter
+
+    @classmethod
+    def load(
+        cls, settings: PropagateSettings, *, segment: SegmentSettings, device: torch.device
+    ) -> "EntityTracker":
+        """Load the models that the settings name.
+
+        Raises:
+            ValueError: Weights cannot be loaded.
+        """
+        model = segmenter = None
+        if settings.backend == "model":
+            model = Sam2Propagator.load(settings.sam2, device=device, section="propagate.sam2")
+        if settings.reprompt.every is not None:
+            segmenter = load_segmenter(segment, device=device)
+        return cls(settings, segment=segment, model=model, segmenter=segmenter)
+
+    @property
+    def pieces(self) -> Sequence[Pieces]:
+        """What goes through the model at once."""
+        return [] if self._model is None else [self._model.pieces]
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What carries the entities on."""
+        if self._model is None:
+            return ModelFacts(backend=CLASSICAL, version=library_version("opencv-python-headless"))
+        return self._model.facts
+
+    def track(
+        self, rgb: UInt8[np.ndarray, "t h w 3"], first: UInt16[np.ndarray, "h w"] | None
+    ) -> UInt16[np.ndarray, "t h w"]:
+        """Ids of every frame, the same through the clip; 0 = unlabelled.
+
+        Args:
+            rgb: Frames, 0..255.
+            first: Ids of the first frame; not looked at where the points of a grid are the objects.
+        """
+        return clean_masks(self._propagate(rgb, first), settings=self._settings.clean)
+
+    def _propagate(
+        self, rgb: UInt8[np.ndarray, "t h w 3"], first: UInt16[np.ndarray, "h w"] | None
+    ) -> UInt16[np.ndarray, "t h w"]:
+        if self._segment.starts_from_points:
+            assert self._model is not None
+            per_side = self._segment.sam2_grid.points_per_side
+            height, width = rgb.shape[1:3]
+            points = grid_points(per_side, height=height, width=width)
+            return self._model.propagate_points(rgb, points)
+        assert first is not None
+        reprompter = None
+        if self._segmenter is not None:
+            reprompter = Reprompter(segment=self._look, settings=self._settings.reprompt)
+        if self._model is not None:
+            return self._model.propagate(rgb, first, reprompter=reprompter)
+        return propagate_classically(
+            rgb, first, settings=self._settings.classical, reprompter=reprompter
+        )
+
+    def _look(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h w"]:
+        """Entities of a later frame."""
+        assert self._segmenter is not None
+        return self._segmenter.segment(frame[None])[0].ids
+
+
 class PropagateStage(Stage):
     """See the module.
 
@@ -88,12 +191,7 @@ class PropagateStage(Stage):
         self, settings: PropagateSettings, *, segment: SegmentSettings, device: torch.device
     ) -> None:
         self._settings, self._segment, self._device = settings, segment, device
-        self._model: Sam2Propagator | None = None
-        self._segmenter: Segmenter | None = None
-
-    @property
-    def _looks_again(self) -> bool:
-        return self._settings.backend != "synthetic" and self._settings.reprompt.every is not None
+        self._tracker: EntityTracker | None = None
 
     def settings(self) -> dict[str, Any]:
         """Of the backend that is used."""
@@ -112,71 +210,49 @@ class PropagateStage(Stage):
 
     def check(self) -> None:
         """The numbers and the weights of the models."""
-        check_propagate(self._settings)
-        if self._segment.starts_from_points and self._settings.backend != "model":
-            raise DataError(
-                "segment.sam2_grid.reading: points are prompts of SAM 2: expected "
-                f"propagate.backend 'model', got {self._settings.backend!r}"
-            )
-        if self._looks_again:
-            check_segmenter(self._segment)
+        check_tracking(self._settings, segment=self._segment)
 
     def load(self) -> None:
         """The model; the first frame's too, where later frames are looked at."""
-        if self._settings.backend == "model":
-            self._model = Sam2Propagator.load(
-                self._settings.sam2, device=self._device, section="propagate.sam2"
+        if self._settings.backend != "synthetic":
+            self._tracker = EntityTracker.load(
+                self._settings, segment=self._segment, device=self._device
             )
-        if self._looks_again:
-            self._segmenter = load_segmenter(self._segment, device=self._device)
 
     def unload(self) -> None:
         """Let go of the models."""
-        self._model = self._segmenter = None
+        self._tracker = None
         super().unload()
 
     @property
     def pieces(self) -> Sequence[Pieces]:
         """What goes through the model at once."""
-        return [] if self._model is None else [self._model.pieces]
+        return [] if self._tracker is None else self._tracker.pieces
 
     @property
     def facts(self) -> ModelFacts:
         """What carries the entities on."""
         if self._settings.backend == "synthetic":
             return exact_facts()
-        if self._settings.backend == CLASSICAL:
-            return ModelFacts(backend=CLASSICAL, version=library_version("opencv-python-headless"))
-        assert self._model is not None
-        return self._model.facts
+        assert self._tracker is not None
+        return self._tracker.facts
 
     def work(self, clips: Sequence[Clip]) -> list[Outcome]:
         """Ids of each clip."""
         return [self._follow(clip) for clip in clips]
 
-    def _propagate(self, clip: Clip) -> UInt16[np.ndarray, "t h w"]:
-        rgb = clip.rgb()
-        if self._segment.starts_from_points:
-            assert self._model is not None
-            per_side = self._segment.sam2_grid.points_per_side
-            height, width = rgb.shape[1:3]
-            points = grid_points(per_side, height=height, width=width)
-            return self._model.propagate_points(rgb, points)
-        first = decode_ids(clip.read("segment", FILE), name=f"{clip.key}.{FILE}")
-        reprompter = None
-        if self._looks_again:
-            reprompter = Reprompter(segment=self._look, settings=self._settings.reprompt)
-        if self._model is not None:
-            return self._model.propagate(rgb, first, reprompter=reprompter)
-        return propagate_classically(
-            rgb, first, settings=self._settings.classical, reprompter=reprompter
-        )
+    def _track(self, clip: Clip) -> UInt16[np.ndarray, "t h w"]:
+        assert self._tracker is not None
+        first = None
+        if not self._segment.starts_from_points:
+            first = decode_ids(clip.read("segment", FILE), name=f"{clip.key}.{FILE}")
+        return self._tracker.track(clip.rgb(), first)
 
     def _follow(self, clip: Clip) -> Outcome:
         if self._settings.backend == "synthetic":
             ids = read_exact(clip, "entity_ids")
         else:
-            ids = clean_masks(self._propagate(clip), settings=self._settings.clean)
+            ids = self._track(clip)
         stats = track_stats(ids)
         columns = {
             "num_entities": stats.count,
@@ -195,8 +271,3 @@ class PropagateStage(Stage):
             )
         content = encode_labels(ids, fps=clip.columns["cut"]["fps"])
         return Kept(columns=columns, files={"seg.mkv": content})
-
-    def _look(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt16[np.ndarray, "h w"]:
-        """Entities of a later frame."""
-        assert self._segmenter is not None
-        return self._segmenter.segment(frame[None])[0].ids

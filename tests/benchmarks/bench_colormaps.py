@@ -1,17 +1,11 @@
-"""Colormaps: how fast, how much memory, and how well segmentation is read back under noise.
+"""Colormaps: how fast they are, and how much memory they take.
 
-    python tests/benchmarks/bench_colormaps.py [speed] [--repeats 5]
-    python tests/benchmarks/bench_colormaps.py [quality] [--seeds 3]
+    python tests/benchmarks/bench_colormaps.py [--repeats 5]
 
-speed: one clip of 49x480x720 with 20 entities, every function once per round, medians over the
+One clip of 49x480x720 with 20 entities, every function once per round, medians over the
 rounds with the lowest and highest, in wall seconds; the first round warms up (tables are filled)
 and is shown apart. Memory is the growth of the peak of a fresh process that calls the function
 once, input excluded.
-
-quality: 13x120x180 clips of tests/colormaps/noisy_clips.py. Cells: ARI over all pixels / mean IoU
-per true entity / found minus true entities; random colours, colours 40 apart, the true palette
-given, and the plain nearest colour of the true palette. Beside them, in brackets, the figures to
-reach (random colours, min-dist 40, true palette, plain).
 """
 
 import argparse
@@ -29,22 +23,6 @@ import numpy as np
 import torch
 
 from sat_udpdiff.colormaps import depth, location_aware, pixelplanes, tensors
-from sat_udpdiff.colormaps.nearest_color import NearestColor
-
-FLOOR = {
-    (10, 0): ".979/.890 .985/.890 .979/.890 .973/.906",
-    (10, 5): ".980/.886 .985/.893 .980/.886 .966/.883",
-    (10, 10): ".964/.756 .984/.891 .970/.857 .938/.810",
-    (10, 20): ".876/.656 .945/.810 .928/.781 .872/.670",
-    (20, 0): ".969/.792 .969/.799 .969/.795 .941/.752",
-    (20, 5): ".970/.797 .971/.803 .970/.802 .935/.734",
-    (20, 10): ".949/.721 .953/.801 .958/.778 .898/.675",
-    (20, 20): ".874/.561 .854/.623 .890/.680 .763/.527",
-    (40, 0): ".935/.741 .939/.749 .936/.767 .881/.648",
-    (40, 5): ".938/.752 .943/.766 .939/.783 .873/.632",
-    (40, 10): ".896/.712 .936/.784 .929/.763 .811/.569",
-    (40, 20): ".836/.445 .842/.515 .807/.607 .584/.394",
-}
 
 
 def _noisy_clips():
@@ -141,45 +119,11 @@ def speed(repeats):
         print(f"{name:26}{row}{_memory(name, data):8.0f}", flush=True)
 
 
-def _cells(noisy, *, num_entities, sigma, seed):
-    cells = []
-    for distance in (0.0, 40.0):
-        rng = np.random.default_rng(seed)
-        ids = noisy.make_ids(num_entities=num_entities, shape=(13, 120, 180), rng=rng)
-        colors = pixelplanes.draw_colors(num_entities, generator=rng, min_distance=distance)
-        rgb = noisy.degrade(pixelplanes.encode(ids, colors=colors), sigma=sigma, rng=rng)
-        cells.append(noisy.score(pixelplanes.decode(rgb), true=ids))
-        if not distance:
-            rows = np.concatenate([np.zeros((1, 3), np.uint8), colors])
-            plain = np.stack([NearestColor(rows)(frame) for frame in rgb]).astype(np.int32)
-            known = pixelplanes.decode(rgb, palette=colors)
-            oracle = [noisy.score(known, true=ids), noisy.score(plain, true=ids)]
-    return [(s.ari, s.miou, s.num_found - s.num_true) for s in cells + oracle]
-
-
-def quality(seeds):
-    """Print the table of recovery under noise."""
-    noisy = _noisy_clips()
-    head = ("random colours", "min-dist 40", "true palette", "plain nearest")
-    print(f"{'K':>3}{'sigma':>6}  " + "".join(f"{h:20}" for h in head) + "(to reach)")
-    for (count, sigma), floor in FLOOR.items():
-        runs = [_cells(noisy, num_entities=count, sigma=sigma, seed=s) for s in range(seeds)]
-        mean = np.mean(runs, axis=0)
-        row = "".join(f"{a:.3f}/{m:.3f}/{n:+5.1f}   " for a, m, n in mean)
-        print(f"{count:3d}{sigma:6d}  {row}({floor})", flush=True)
-
-
 def main():
-    """Run one of the two, or both."""
+    """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("speed", "quality", "both"), default="both")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    if options.what != "quality":
-        speed(options.repeats)
-    if options.what != "speed":
-        quality(options.seeds)
+    speed(parser.parse_args().repeats)
 
 
 if __name__ == "__main__":

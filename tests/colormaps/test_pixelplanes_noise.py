@@ -1,6 +1,6 @@
 """Decoding noisy, blurred segmentation clips: the floors of quality, per entities and noise.
 
-The full table is printed by tests/benchmarks/bench_colormaps.py.
+The full table is printed by tests/benchmarks/bench_colormap_noise.py.
 """
 
 import numpy as np
