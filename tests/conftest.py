@@ -69,6 +69,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """Folder of real clips beside the checkout, with captions.jsonl above it."""
+    folder = ROOT.parent / "shared" / "data" / "clips"
+    if not folder.is_dir():
+        pytest.skip(f"no clips at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     from diffusers import AutoencoderKLCogVideoX
 

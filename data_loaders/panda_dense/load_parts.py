@@ -70,7 +70,7 @@ def load_network(network: Any, *, origin: Origin, dtype: torch.dtype, model_type
 
     def load(variant: str | None) -> Any:
         _check_kind(source, model_type=model_type)
-        with _without_bars(quiet=source.is_local):
+        with without_bars(quiet=source.is_local):
             loaded, info = network.from_pretrained(
                 source.name,
                 subfolder=source.subfolder if not is_diffusers else source.subfolder or None,
@@ -134,7 +134,7 @@ def _first_that_is_there(load: Any, *, source: WeightSource, dtype: torch.dtype)
 
 
 @contextmanager
-def _without_bars(*, quiet: bool) -> Iterator[None]:
+def without_bars(*, quiet: bool) -> Iterator[None]:
     """Without transformers' progress bars, which say nothing when the files are at hand."""
     from transformers.utils import logging
 

@@ -1,7 +1,5 @@
 """Clips of noise: nothing about them is easy for a codec, and every one is different."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -35,12 +33,3 @@ def _noise_sample(i, *, frames=5, height=16, width=24, fps=8.0, entities=7, dept
 def noise_sample():
     """Factory: noise_sample(i, **size)."""
     return _noise_sample
-
-
-@pytest.fixture
-def shared_clips():
-    """Folder of real clips beside the checkout, with captions.jsonl above it."""
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "clips"
-    if not folder.is_dir():
-        pytest.skip(f"no clips at {folder}")
-    return folder

@@ -4,11 +4,13 @@ import sys
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from data_loaders import decode as decode_module
 from data_loaders.decode import (
+    decode_as_vbench,
     decode_frames,
     decode_labels,
     decode_rgb,
@@ -304,3 +306,55 @@ def test_real_clips_decode_in_their_own_colour_space(shared_clips):
     right = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray().astype(float)
     assert np.abs(ours - right).mean() < 2.0
     assert np.abs(ours - wrong).max() > 5.0
+
+
+def decode_by_opencv(path, *, most=1000):
+    """As VBench's motion smoothness reads a video; `most` frames of it."""
+    video, frames = cv2.VideoCapture(str(path)), []
+    while len(frames) < most:
+        is_there, frame = video.read()
+        if not is_there:
+            break
+        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p", "yuvj420p"])
+@pytest.mark.parametrize("colorspace", [None, 1, 6], ids=["untagged", "bt709", "bt601"])
+def test_vbench_decoding_is_that_of_opencv(tmp_path, pixel_format, colorspace):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 46, 70, 3), dtype=np.uint8)
+    path = tmp_path / "noise.mp4"
+    with av.open(path, "w") as output:
+        stream = output.add_stream("libx264", rate=8, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 70, 46, pixel_format
+        if colorspace:
+            stream.codec_context.colorspace = colorspace
+        for frame in noise:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    expected = decode_by_opencv(path)
+    np.testing.assert_array_equal(decode_as_vbench(path, name="x"), expected)
+    np.testing.assert_array_equal(decode_as_vbench(path.read_bytes(), name="x"), expected)
+    np.testing.assert_array_equal(
+        decode_as_vbench(path, name="x", indices=[3, 1, 3]), expected[[3, 1, 3]]
+    )
+
+
+def test_vbench_decoding_is_not_ours(tmp_path):
+    # Why there are two: ours is nearer to what was encoded, VBench's numbers come from the other.
+    rgb = smooth_video()
+    data = encode_rgb(rgb, fps=8.0, codec="h264")
+    ours, as_vbench = (
+        decode(data, name="x").astype(int) for decode in (decode_rgb, decode_as_vbench)
+    )
+    assert 0 < np.abs(ours - as_vbench).max() <= 6
+    assert np.abs(ours - rgb).mean() < np.abs(as_vbench - rgb).mean()
+    with pytest.raises(DataError, match="x: cannot be decoded as video"):
+        decode_as_vbench(b"nothing", name="x")
+
+
+@pytest.mark.shared
+def test_real_clips_decode_as_in_opencv(shared_clips):
+    for path in sorted(shared_clips.glob("*.mp4")):
+        found = decode_as_vbench(path, name=path.name, indices=range(8))
+        np.testing.assert_array_equal(found, decode_by_opencv(path, most=8), err_msg=path.name)
