@@ -6,12 +6,12 @@ world alone; its numbers compare runs of that world and nothing else.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int32, UInt8
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +25,11 @@ FEATURES = 12
 _MIN_PIXELS = 10
 """Of a kind over the whole clip: fewer are stray pixels at edges."""
 _SIZE = (32, 48)
+_WALL_ID = KINDS.index("wall") + 1
+_SURE = 0.75
+"""Share of a feature's pixels that is a thing, or is none."""
+WORLD = "world."
+"""Head of the names of `World` in the file of weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,26 +48,31 @@ class ClipVerdict:
     """`FEATURES` numbers, uncorrelated and of variance 1 over clips of the world."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class World:
+    """What features are like over clips of the world, so that they tell clips and frames apart."""
+
+    subject: Float[Tensor, " c"]
+    """Mean of the features of things."""
+    background: Float[Tensor, " c"]
+    """Mean of the features of the rest."""
+    clip: Float[Tensor, " n"]
+    """Mean of the features of clips."""
+    axes: Float[Tensor, "d n"]
+    """Rows that make the centred features of clips uncorrelated and of variance 1."""
+
+
 class Judge:
     """The network with its weights; `load` gives the shipped one.
 
     Args:
         network: In evaluation mode.
-        centre: Mean of the clip features, (2 c,).
-        axes: Rows that make the centred features uncorrelated and of variance 1, (FEATURES, 2 c).
+        world: Means and axes of its features.
         key: Tells these weights from others.
     """
 
-    def __init__(
-        self,
-        network: JudgeNetwork,
-        *,
-        centre: Float[Tensor, " n"],
-        axes: Float[Tensor, "d n"],
-        key: str,
-    ):
-        self._network, self._centre, self._axes = network, centre, axes
-        self.key = key
+    def __init__(self, network: JudgeNetwork, *, world: World, key: str):
+        self._network, self._world, self.key = network, world, key
 
     @classmethod
     def load(cls, folder: Path = WEIGHTS) -> "Judge":
@@ -75,11 +85,11 @@ class Judge:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; `python -m sat_udpdiff.tiny.make_judge`")
         state = load_file(path)
-        centre, axes = (state.pop(f"features.{name}") for name in ("centre", "axes"))
+        world = World(**{f.name: state.pop(f"{WORLD}{f.name}") for f in fields(World)})
         network = JudgeNetwork()
         network.load_state_dict({name: value.float() for name, value in state.items()})
         key = hashlib.sha256(path.read_bytes()).hexdigest()
-        return cls(network.eval().requires_grad_(False), centre=centre, axes=axes, key=key)
+        return cls(network.eval().requires_grad_(False), world=world, key=key)
 
     @torch.no_grad()
     def __call__(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> ClipVerdict:
@@ -93,12 +103,15 @@ class Judge:
             raise ValueError(f"the tiny world's judge: expected 32 x 48 px, got {height} x {width}")
         verdict = self._network(to_network(rgb)[None])
         kinds = verdict.kinds[0].softmax(0)
+        entity_ids = _entities(kinds)
+        subject, background = pooled_features(verdict)
+        world = self._world
         return ClipVerdict(
-            depth=_min_max(verdict.depth[0]),
-            entity_ids=_entities(kinds),
-            subject_features=_pooled(verdict, kinds[:NUM_THINGS].sum(0)),
-            background_features=_pooled(verdict, kinds[NUM_THINGS:].sum(0)),
-            clip_features=(self._axes @ (verdict.clip_features[0] - self._centre)).double().numpy(),
+            depth=_min_max(verdict.depth[0], farthest=entity_ids == _WALL_ID),
+            entity_ids=entity_ids,
+            subject_features=_directions(subject, centre=world.subject),
+            background_features=_directions(background, centre=world.background),
+            clip_features=(world.axes @ (verdict.clip_features[0] - world.clip)).double().numpy(),
         )
 
     def depth(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> Float32[np.ndarray, "t h w"]:
@@ -124,9 +137,13 @@ def component_axes(
     return centre, axes[:count] / scale[:, None]
 
 
-def _min_max(depth: Float[Tensor, "t h w"]) -> Float32[np.ndarray, "t h w"]:
-    low, high = depth.min(), depth.max()
-    return ((depth - low) / (high - low).clamp(min=1e-6)).float().numpy()
+def _min_max(
+    depth: Float[Tensor, "t h w"], *, farthest: Bool[np.ndarray, "t h w"]
+) -> Float32[np.ndarray, "t h w"]:
+    """Disparity over the clip. The wall is the farthest there is: exactly 0, as in truth."""
+    values = np.where(farthest, float(depth.min()), depth.numpy())
+    low, high = values.min(), values.max()
+    return ((values - low) / max(high - low, 1e-6)).astype(np.float32)
 
 
 def _entities(kinds: Float[Tensor, "kinds t h w"]) -> Int32[np.ndarray, "t h w"]:
@@ -137,12 +154,25 @@ def _entities(kinds: Float[Tensor, "kinds t h w"]) -> Int32[np.ndarray, "t h w"]
     return (likely + 1).int().numpy()
 
 
-def _pooled(verdict: Verdict, weight: Float[Tensor, "t h w"]) -> Float64[np.ndarray, "t c"]:
-    """Mean features of each frame over the pixels of a kind, divided by their length."""
-    features = verdict.frame_features[0].double()  # (t, c, h / 2, w / 2)
-    weight = torch.nn.functional.avg_pool2d(weight[:, None], 2).double()
-    # Pixels that may be anything count little: a few of them would be a subject by themselves.
-    weight = torch.where(weight > 0.5, weight, torch.zeros_like(weight))
-    mean = (features * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-9)
-    length = mean.norm(dim=1, keepdim=True)
-    return (mean / length.clamp(min=1e-9)).numpy()
+def pooled_features(
+    verdict: Verdict,
+) -> tuple[Float[Tensor, "t c"], Float[Tensor, "t c"]]:
+    """Mean features of each frame of one clip, over its things and over the rest.
+
+    NaN where a frame has none of the two.
+    """
+    features = verdict.frame_features[0]  # (t, c, h / 2, w / 2)
+    things = verdict.kinds[0].softmax(0)[:NUM_THINGS].sum(0)
+    share = torch.nn.functional.avg_pool2d(things[:, None], 2)
+    # Pixels that may be anything count for neither.
+    masks = (share > _SURE, share < 1 - _SURE)
+    subject, background = ((features * m).sum((2, 3)) / m.sum((2, 3)) for m in masks)
+    return subject, background
+
+
+def _directions(
+    features: Float[Tensor, "t c"], *, centre: Float[Tensor, " c"]
+) -> Float64[np.ndarray, "t c"]:
+    """Centred, and of length 1; zeros where there are no features."""
+    directions = torch.nn.functional.normalize((features - centre).double(), dim=1)
+    return directions.nan_to_num(0.0).numpy()

@@ -140,7 +140,7 @@ def video_measures(judge: Judge, *, min_videos: int) -> list[Measure]:
 def judged_measures(judge: Judge, *, min_videos: int) -> list[Measure]:
     """All measures of the tiny world: those of `video_measures`, of depth and of segmentation."""
     eyes = Eyes(judge)
-    of_maps = [DepthAgainstTruth(eyes), SegmentationAgainstTruth(eyes)]
+    of_maps = [DepthAgainstTruth(eyes, scored="above_least"), SegmentationAgainstTruth(eyes)]
     return [Judged(measure) for measure in (*_of_videos(eyes, min_videos=min_videos), *of_maps)]
 
 

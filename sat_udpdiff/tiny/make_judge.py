@@ -10,7 +10,7 @@ Every step draws from (seed, step) alone: a stopped run goes on from its work fo
 import argparse
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ from data_loaders.synthetic import HELD_OUT_START, make_scene
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.tiny.clips import TinyWorld, through_codec, to_network
-from sat_udpdiff.tiny.judge import FEATURES, WEIGHTS, WEIGHTS_FILE, component_axes
+from sat_udpdiff.tiny.judge import (
+    FEATURES,
+    WEIGHTS,
+    WEIGHTS_FILE,
+    WORLD,
+    World,
+    component_axes,
+    pooled_features,
+)
 from sat_udpdiff.tiny.judge_network import (
     KINDS,
     MOTIONS,
@@ -176,14 +184,24 @@ def shipped(
     state = {name: value.half() for name, value in run.mean.items()}
     network = JudgeNetwork().eval()
     network.load_state_dict({name: value.float() for name, value in state.items()})
-    features = []
+    clips, subjects, backgrounds = [], [], []
     for number, index in enumerate(indices):
         video = to_network(world.clip(index).rgb)[None]
         if number % 2:
             video = through_codec(video, codec=codec)
-        features.append(network(video).clip_features[0])
-    centre, axes = component_axes(torch.stack(features).double(), count=FEATURES)
-    return state | {"features.centre": centre.float(), "features.axes": axes.float()}
+        verdict = network(video)
+        subject, background = pooled_features(verdict)
+        clips.append(verdict.clip_features[0])
+        subjects.append(subject)
+        backgrounds.append(background)
+    centre, axes = component_axes(torch.stack(clips).double(), count=FEATURES)
+    of_world = World(
+        subject=torch.cat(subjects).nanmean(0),
+        background=torch.cat(backgrounds).nanmean(0),
+        clip=centre.float(),
+        axes=axes.float(),
+    )
+    return state | {f"{WORLD}{f.name}": getattr(of_world, f.name) for f in fields(World)}
 
 
 def main() -> None:

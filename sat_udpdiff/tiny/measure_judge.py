@@ -9,21 +9,22 @@ and every score that the judge gives them is written down for every strength, in
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from data_loaders.schema import Sample
 from data_loaders.synthetic import HELD_OUT_START
 from sat_udpdiff.colormaps.pixel_values import to_uint8
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.evaluation.arrays import ArrayVideo
-from sat_udpdiff.evaluation.depth import depth_errors
+from sat_udpdiff.evaluation.depth import LEAST, depth_errors
 from sat_udpdiff.evaluation.fvd import frechet_distance
-from sat_udpdiff.evaluation.measure import Measure
+from sat_udpdiff.evaluation.measure import Features, Measure
 from sat_udpdiff.evaluation.overlap import mean_iou, overlaps
 from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
 from sat_udpdiff.tiny.clips import TinyWorld, through_codec, to_network
@@ -126,11 +127,13 @@ def measure_judge(
     references = [
         _coded(world.clip(index).rgb, codec=codec) for index in range(last, last + len(clips))
     ]
+    measures = video_measures(judge, min_videos=2)
+    truth = _features(measures, references)
     return JudgeQuality(
         rendered=_errors(judge, clips, rendered),
         coded=_errors(judge, clips, coded),
         reactions={
-            name: _reactions(judge, coded, references=references, spoil=spoil, strengths=strengths)
+            name: _reactions(measures, coded, truth=truth, spoil=spoil, strengths=strengths)
             for name, (spoil, strengths) in SPOILT.items()
         },
         size_bias=_size_bias(judge, world=world, start=last),
@@ -138,48 +141,57 @@ def measure_judge(
     )
 
 
-def _errors(judge: Judge, clips: Sequence, pixels: Sequence[Pixels]) -> JudgeErrors:
-    rows = []
-    for clip, rgb in zip(clips, pixels, strict=True):
-        errors = depth_errors((clip.depth / 65535.0).astype(np.float32), judge.depth(rgb))
-        guess, truth = judge.entities(rgb), clip.entity_ids.astype(np.int32)
-        count = abs(len(np.unique(guess)) - len(np.unique(truth)))
-        rows.append(
-            (
-                errors.delta1,
-                errors.rmse,
-                adjusted_rand_index(truth, guess),
-                mean_iou(overlaps(truth, guess)),
-                float(count),
-            )
-        )
-    return JudgeErrors(*np.mean(rows, axis=0).tolist())
+def _errors(judge: Judge, clips: Sequence[Sample], pixels: Sequence[Pixels]) -> JudgeErrors:
+    each = [_errors_of(judge, clip, rgb) for clip, rgb in zip(clips, pixels, strict=True)]
+    names = [field.name for field in fields(JudgeErrors)]
+    return JudgeErrors(**{n: float(np.mean([getattr(one, n) for one in each])) for n in names})
+
+
+def _errors_of(judge: Judge, clip: Sample, rgb: Pixels) -> JudgeErrors:
+    assert clip.depth is not None and clip.entity_ids is not None
+    true_depth = (clip.depth / 65535.0).astype(np.float32)
+    # No ratio is right where the truth is 0.
+    depth = depth_errors(true_depth, judge.depth(rgb), valid=true_depth > LEAST)
+    guess, truth = judge.entities(rgb), clip.entity_ids.astype(np.int32)
+    return JudgeErrors(
+        depth_delta1=depth.delta1,
+        depth_rmse=depth.rmse,
+        segmentation_ari=adjusted_rand_index(truth, guess),
+        segmentation_miou=mean_iou(overlaps(truth, guess)),
+        entity_count_error=float(abs(len(np.unique(guess)) - len(np.unique(truth)))),
+    )
 
 
 def _reactions(
-    judge: Judge,
+    measures: Sequence[Measure],
     clips: Sequence[Pixels],
     *,
-    references: Sequence[Pixels],
+    truth: Mapping[str, Mapping[str, Features]],
     spoil: Callable[..., Pixels],
     strengths: Sequence[float],
 ) -> dict[str, list[float]]:
-    measures = video_measures(judge, min_videos=2)
-    truth = [_features(measure, references) for measure in measures]
     values: dict[str, list[float]] = {}
     for strength in (0.0, *strengths):
         rng = np.random.default_rng(0)
         spoilt = [spoil(c, strength=strength, rng=rng) if strength else c for c in clips]
-        for measure, of_references in zip(measures, truth, strict=True):
-            of_clips = _features(measure, spoilt)
-            for score in measure.scores(of_clips, references=of_references):
+        of_clips = _features(measures, spoilt)
+        for measure in measures:
+            references_of = truth[measure.name]
+            for score in measure.scores(of_clips[measure.name], references=references_of):
                 values.setdefault(score.name, []).append(round(score.value, 6))
     return values
 
 
-def _features(measure: Measure, clips: Sequence[Pixels]) -> dict:
-    videos = (ArrayVideo(name=str(number), frames=rgb) for number, rgb in enumerate(clips))
-    return {video.name: measure.features(video) for video in videos}
+def _features(
+    measures: Sequence[Measure], clips: Sequence[Pixels]
+) -> dict[str, dict[str, Features]]:
+    """Measure -> clip -> features; clip after clip, for the judge remembers one."""
+    found: dict[str, dict[str, Features]] = {measure.name: {} for measure in measures}
+    for number, rgb in enumerate(clips):
+        video = ArrayVideo(name=str(number), frames=rgb)
+        for measure in measures:
+            found[measure.name][video.name] = measure.features(video)
+    return found
 
 
 def _size_bias(judge: Judge, *, world: TinyWorld, start: int) -> dict[str, float]:
@@ -214,9 +226,7 @@ def main() -> None:
     args = parser.parse_args()
     codec = VideoCodec.load(load_config([str(CONFIGS / "tiny.yaml")], []).codec, device="cpu")
     indices = range(HELD_OUT_START, HELD_OUT_START + args.clips)
-    quality = measure_judge(
-        Judge.load(args.judge), world=TinyWorld(), codec=codec, indices=indices
-    )
+    quality = measure_judge(Judge.load(args.judge), world=TinyWorld(), codec=codec, indices=indices)
     text = json.dumps(asdict(quality), indent=1) + "\n"
     (args.judge / "quality.json").write_text(text)
     print(text)
