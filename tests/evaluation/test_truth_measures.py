@@ -119,7 +119,7 @@ def test_a_painted_sky_is_right_only_where_it_is_not_scored() -> None:
 class Halved:
     """Another model: half of the true depth."""
 
-    key = "halved"
+    name = key = "halved"
 
     def depth(self, rgb):
         return TRUTH.depth(rgb) / 2
@@ -130,6 +130,8 @@ def test_the_comparison_judges_the_other_model_and_not_the_video() -> None:
     measure = DepthComparison(TRUTH, other=Halved(), align=("none", "median"), scored="above_least")
     scores = scores_of(measure, bare)
     assert scores["depth_comparison_delta1"].value < 0.01
+    assert scores["depth_comparison_delta1"].facts["model"] == "halved"
+    assert scores["depth_comparison_delta1"].facts["truth"] == "stored with the videos"
     assert scores["depth_comparison_delta1_median"].value > 0.99
     assert measure.key != DepthAgainstTruth(TRUTH, align=("none", "median")).key
 
@@ -230,7 +232,7 @@ def test_depth_that_cannot_be_judged() -> None:
 class Cut:
     """A truth of too few frames."""
 
-    key = "cut"
+    name = key = "cut"
 
     def depth(self, rgb):
         return TRUTH.depth(rgb)[:3]
@@ -242,7 +244,7 @@ class Cut:
 class Unknown:
     """A truth that is nowhere finite."""
 
-    key = "unknown"
+    name = key = "unknown"
 
     def depth(self, rgb):
         return TRUTH.depth(rgb) * np.float32(np.nan)
