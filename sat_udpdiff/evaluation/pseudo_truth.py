@@ -43,6 +43,11 @@ class DepthTruth(Protocol):
     """What says how far everything in a video is."""
 
     @property
+    def name(self) -> str:
+        """A few words for tables."""
+        ...
+
+    @property
     def key(self) -> str:
         """All that the answer depends on besides the frames: model, weights, settings."""
         ...
@@ -59,6 +64,11 @@ class DepthTruth(Protocol):
 @runtime_checkable
 class EntityTruth(Protocol):
     """What says which pixels of a video belong together."""
+
+    @property
+    def name(self) -> str:
+        """A few words for tables."""
+        ...
 
     @property
     def key(self) -> str:
@@ -99,6 +109,14 @@ class PipelineDepth:
         check_depth_model(settings)
         self._settings, self._device, self._folder = settings, device, folder
         self._model: DepthModel | None = None
+
+    @property
+    def name(self) -> str:
+        """Method and weights."""
+        chosen = self._settings
+        is_crafter = chosen.method == "depthcrafter"
+        weights = chosen.depthcrafter.unet if is_crafter else chosen.depth_anything.weights
+        return f"{chosen.method} {_weights_name(weights)}"
 
     @property
     def key(self) -> str:
@@ -174,6 +192,18 @@ class PipelineEntities:
         self._models: tuple[Segmenter | None, EntityTracker] | None = None
 
     @property
+    def name(self) -> str:
+        """Methods and weights of the first frame and of the way through the clip."""
+        first = self._segment.backend
+        if first == "model":
+            chosen = getattr(self._segment, self._segment.method)
+            first = f"{self._segment.method} {_weights_name(chosen.weights)}"
+        then = self._propagate.backend
+        if then == "model":
+            then = f"sam2 {_weights_name(self._propagate.sam2.weights)}"
+        return f"{first}, {then}"
+
+    @property
     def key(self) -> str:
         """Settings and revisions of the weights; loads the models the first time."""
         segmenter, tracker = self._loaded()
@@ -220,6 +250,8 @@ class StoredTruth:
     Args:
         videos: With true depth or ids. They are read once here, for their content, and not kept.
     """
+
+    name = "stored with the videos"
 
     def __init__(self, videos: Iterable[Video]) -> None:
         self._videos = {rgb_digest(video.rgb()): video for video in videos}
@@ -285,6 +317,11 @@ def in_pieces(call: Callable[[], _Result], *, pieces: Sequence[Pieces]) -> _Resu
     finally:
         for of in pieces:
             of.restore()
+
+
+def _weights_name(weights: str) -> str:
+    """A hub id, or the folder's name: where it lies on a machine is no matter of a table."""
+    return Path(weights).name if Path(weights).expanduser().is_dir() else weights
 
 
 def _key(method: str, settings: dict, *, facts: Sequence[ModelFacts]) -> str:

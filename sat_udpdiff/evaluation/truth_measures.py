@@ -112,6 +112,9 @@ class DepthAgainstTruth(Measure):
             raise UnusableError("no depth")
         return depth
 
+    def _facts(self) -> dict[str, Fact]:
+        return {"truth": self._truth.name}
+
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]
     ) -> list[Score]:
@@ -121,7 +124,7 @@ class DepthAgainstTruth(Measure):
             ending = "" if align == "none" else f"_{align}"
             facts: dict[str, Fact] = {
                 "align": align,
-                "truth": self._truth.key,
+                **self._facts(),
                 "num_videos": len(features),
                 "frames": _total(features, "num_frames"),
                 "frames_without_truth": _total(features, "num_dropped"),
@@ -173,6 +176,9 @@ class DepthComparison(DepthAgainstTruth):
 
     def _guess(self, video: Video) -> Float32[np.ndarray, "t h w"]:
         return self._other.depth(video.rgb())
+
+    def _facts(self) -> dict[str, Fact]:
+        return {"model": self._other.name, "truth": self._truth.name}
 
 
 class SegmentationAgainstTruth(Measure):
@@ -241,7 +247,7 @@ class SegmentationAgainstTruth(Measure):
         stability = _each(features, "id_stability")
         stable = {name: value for name, value in stability.items() if np.isfinite(value)}
         facts: dict[str, Fact] = {
-            "truth": self._truth.key,
+            "truth": self._truth.name,
             "num_videos": len(features),
             "found_minus_true": _mean(features, "num_found") - _mean(features, "num_true"),
             "without_id_stability": len(features) - len(stable),
