@@ -20,7 +20,7 @@ from sat_udpdiff.tiny.judge_network import KINDS, NUM_THINGS, JudgeNetwork, Verd
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge"
 WEIGHTS_FILE = "judge.safetensors"
-FEATURES = 12
+FEATURES = 8
 """Numbers of a clip's features: few, so that a few dozen clips span them."""
 _MIN_PIXELS = 10
 """Of a kind over the whole clip: fewer are stray pixels at edges."""
