@@ -22,6 +22,7 @@ def draw_size_bias(curves: Mapping[str, Sequence[SizeBias]], *, title: str) -> b
     if not any(curves.values()):
         raise ValueError("size bias: expected one or more sizes to draw, got none")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -34,6 +35,9 @@ def draw_size_bias(curves: Mapping[str, Sequence[SizeBias]], *, title: str) -> b
     axes.set_yscale("log")
     ticks = sorted({row.size for rows in curves.values() for row in rows})
     axes.set_xticks(ticks, [str(size) for size in ticks])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("videos in each set")
     axes.set_ylabel("distance (truth: 0)")
     axes.set_title(title, fontsize=10)
