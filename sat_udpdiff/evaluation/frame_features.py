@@ -19,7 +19,7 @@ SIDE = 224
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-Pixels = Float32[torch.Tensor, "t 3 h w"]
+Pixels = Float32[torch.Tensor, "t 3 rows columns"]
 
 
 @runtime_checkable
