@@ -49,7 +49,9 @@ class Shelf:
     def find(self, digest: str) -> Entry | None:
         """The entry of a video; None without one, or where it is damaged: it is made again."""
         try:
-            with np.load(self.folder / f"{digest}.npz", allow_pickle=False) as stored:
+            path = self.folder / f"{digest}.npz"
+            # numpy leaves a file open that it finds damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = dict(stored)
             return Entry(
                 seconds=float(arrays.pop(_SECONDS)),

@@ -29,12 +29,11 @@ class FeatureMaker:
         assert len(self._shelves) == len(measures), "two measures of one name"
         # By identity: a sample and a reference may have one name.
         self._digests: dict[int, str] = {}
-        self._unreadable: dict[int, str] = {}
 
     def make(self, video: Video, *, measures: Sequence[Measure]) -> None:
         """Make the features of one video that are not there; it is read once for them all."""
         digest = self._digest(video)
-        missing = [m for m in measures if digest and not self._shelves[m.name].has(digest)]
+        missing = [m for m in measures if not self._shelves[m.name].has(digest)]
         if not missing:
             return
         kept = KeptVideo(video, digest=digest)
@@ -47,8 +46,6 @@ class FeatureMaker:
     def entry(self, video: Video, *, measure: Measure) -> Entry:
         """What a measure found in a video."""
         digest = self._digest(video)
-        if not digest:
-            return Entry(unusable=self._unreadable[id(video)])
         entry = self._shelves[measure.name].find(digest)
         if entry is None:
             # Damaged in the cache, or taken away by somebody.
@@ -57,12 +54,8 @@ class FeatureMaker:
         return entry
 
     def _digest(self, video: Video) -> str:
-        """'' where the video is damaged."""
         if id(video) not in self._digests:
-            try:
-                self._digests[id(video)] = video.digest
-            except UnusableError as error:
-                self._digests[id(video)], self._unreadable[id(video)] = "", str(error)
+            self._digests[id(video)] = video.digest
         return self._digests[id(video)]
 
 

@@ -89,11 +89,17 @@ class ClipVideo:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the stored video and labels, and of what `fit` says."""
+        """SHA-256 of the stored video and labels, and of what `fit` says.
+
+        A damaged part counts as damaged: what wants to see it will find it unusable.
+        """
         digest = hashlib.sha256(f"{self.fit}\n".encode())
         for member in (*RGB_MEMBERS, *LABEL_MEMBERS.values()):
             if member in self.stored.members:
-                content = self._read(member)
+                try:
+                    content = self.stored.read_bytes(member)
+                except DataError:
+                    content = b"damaged"
                 digest.update(f"{member} {len(content)}\n".encode())
                 digest.update(content)
         return digest.hexdigest()
@@ -132,12 +138,6 @@ class ClipVideo:
             return None
         try:
             return self.stored.labels(name, indices=self._indices(), record=self.record)
-        except DataError as error:
-            raise UnusableError(str(error)) from error
-
-    def _read(self, member: str) -> bytes:
-        try:
-            return self.stored.read_bytes(member)
         except DataError as error:
             raise UnusableError(str(error)) from error
 

@@ -107,7 +107,8 @@ def evaluate(  # noqa: PLR0913 - what is judged, by what, and where
         raise ValueError(f"{name}: expected at least one whole video, found none")
     _check_names(videos, what=name)
     _check_names(references, what="references")
-    comparing = [measure for measure in measures if measure.compares_with_references]
+    tasks = {video.task for video in videos}
+    comparing = [m for m in measures if m.compares_with_references and m.tasks & tasks]
     jobs = [(video, [m for m in measures if video.task in m.tasks]) for video in videos]
     jobs += [(video, comparing) for video in references]
     maker = FeatureMaker(cache, measures=measures)

@@ -20,7 +20,7 @@ from data_loaders.decode import decode_rgb, video_facts
 from data_loaders.probe import probe
 from data_loaders.schema import DataError
 from sat_udpdiff.config import TASKS, Task
-from sat_udpdiff.evaluation.measure import UnusableError, Video
+from sat_udpdiff.evaluation.measure import Fact, UnusableError, Video
 from sat_udpdiff.outputs import RECORD_FILE
 
 PRODUCTS: dict[Task, str] = {"segmentation": "ids", "depth": "depth"}
@@ -50,6 +50,8 @@ class SampleVideo:
     fps: float
     size: tuple[int, int, int]
     """Frames, height, width."""
+    made_by: Mapping[str, Fact]
+    """Weights, steps and the like: what is the same for all samples of one network."""
 
     @classmethod
     def open(cls, folder: Path) -> "SampleVideo":
@@ -68,6 +70,7 @@ class SampleVideo:
                 seed=int(record["seed"]),
                 fps=float(record["config"]["data"]["fps"]),
                 size=(int(record["num_frames"]), int(record["height"]), int(record["width"])),
+                made_by=_made_by(record),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UnusableError(
@@ -120,7 +123,9 @@ class SampleVideo:
             return None
         name = PRODUCTS[task]
         try:
-            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as arrays:
+            path = self.folder / f"{name}.npz"
+            # numpy leaves a file open that it finds damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return arrays[name]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
             raise UnusableError(f"{name}.npz: cannot be read: {error}") from error
@@ -216,6 +221,14 @@ def videos_in(folder: Path) -> Found:
     return _open_all(files, how=FileVideo)
 
 
+def common_origin(videos: Iterable[Video]) -> dict[str, Fact]:
+    """What samples were made by, where it is one for all; `several` where it is not."""
+    origins = [video.made_by for video in videos if isinstance(video, SampleVideo)]
+    names = dict.fromkeys(name for origin in origins for name in origin)
+    found = {name: list(dict.fromkeys(origin.get(name) for origin in origins)) for name in names}
+    return {name: values[0] if len(values) == 1 else "several" for name, values in found.items()}
+
+
 def _open_all(paths: Iterable[Path], *, how: type[SampleVideo] | type[FileVideo]) -> Found:
     videos, left_out = [], {}
     for path in paths:
@@ -236,6 +249,17 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UnusableError(f"{path.name}: expected an object, got {type(record).__name__}")
     return record
+
+
+def _made_by(record: Mapping[str, Any]) -> dict[str, Fact]:
+    config = record["config"]
+    tasks = config["data"]["tasks"] if config["model"]["dense_groups"] else ()
+    return {
+        "weights": str(record["weights"]["file"]),
+        "weights_sha256": str(record["weights"]["sha256"]),
+        "trained_tasks": ", ".join(tasks),
+        **{f"sample.{name}": value for name, value in config["sample"].items()},
+    }
 
 
 def _check_whole(video: SampleVideo) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from sat_udpdiff.config_io import save_config
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.agreement import foreground_iou
 from sat_udpdiff.evaluation.measure import (
@@ -18,9 +20,10 @@ from sat_udpdiff.evaluation.measure import (
     Video,
     mean_score,
 )
+from sat_udpdiff.model.transformer import build_network, initialise
 from sat_udpdiff.sample import main
+from tests.conftest import SmallWorld
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red disc moves left", "a blue square stays still")
 
 
@@ -39,7 +42,7 @@ class Brightness(Measure):
 
     def features(self, video: Video) -> Features:
         self.asked.append(video.name)
-        return {"mean": np.float64(video.rgb().mean())}
+        return {"mean": np.array(video.rgb().mean())}
 
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]
@@ -77,7 +80,7 @@ class Agreement(Brightness):
         self.asked.append(video.name)
         dense = video.dense()
         assert dense is not None
-        return {"mean": np.float64(foreground_iou(video.rgb(), dense))}
+        return {"mean": np.array(foreground_iou(video.rgb(), dense))}
 
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]
@@ -113,35 +116,27 @@ class Shift(Brightness):
 
 
 @pytest.fixture(scope="session")
-def tiny_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two prompts, each sampled for segmentation and for depth by the shipped base, two steps."""
+def small_checkpoint(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights of the small world, drawn at random, with its configuration."""
+    folder = tmp_path_factory.mktemp("small_checkpoint")
+    config = small_world.config(folder / "run")
+    network = build_network(config.model, dtype=torch.float32, device="cpu")
+    initialise(network, 0)
+    save_file(network.state_dict(), folder / "network.safetensors")
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_samples(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two prompts, each sampled for segmentation and for depth, 9x32x48, in two steps."""
     folder = tmp_path_factory.mktemp("tiny_samples")
-    base = folder.parent / "expanded.safetensors"
-    expand_tiny_base(base)
     for task in ("segmentation", "depth"):
-        words = [
-            *("--load", str(base), "--output", str(folder), "--task", task, "--steps", "2"),
-            *("--base", str(ROOT / "configs" / "tiny.yaml"), str(ROOT / "configs/multitask.yaml")),
-        ]
+        words = ["--load", str(small_checkpoint), "--output", str(folder), "--task", task]
         for prompt in PROMPTS:
             words += ["--prompt", prompt]
         assert main(words) == 0
     return folder
-
-
-def expand_tiny_base(path: Path) -> None:
-    """The shipped base network with dense channels, as fine-tuning begins."""
-    from safetensors.torch import save_file
-
-    from sat_udpdiff.config_io import load_config
-    from sat_udpdiff.model.transformer import build_network
-    from sat_udpdiff.weights.load import load_network_weights
-
-    files = [str(ROOT / "configs" / name) for name in ("tiny.yaml", "multitask.yaml")]
-    config = load_config(files)
-    network = build_network(config.model, dtype=torch.float32, device="cpu")
-    load_network_weights(network, config, weights="tiny", ema=False, expand=True)
-    save_file(network.state_dict(), path)
 
 
 @pytest.fixture
