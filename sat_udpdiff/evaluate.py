@@ -34,7 +34,7 @@ from sat_udpdiff.evaluation.results import write_results
 from sat_udpdiff.evaluation.run import Evaluation, evaluate
 from sat_udpdiff.evaluation.settings import EvaluationConfig, dump, load
 from sat_udpdiff.evaluation.tables import markdown
-from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, samples_in
+from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, open_samples
 from sat_udpdiff.held_out_samples import make_samples, missing, plan_samples
 from sat_udpdiff.loading import Model, settings_beside
 from sat_udpdiff.sample import Job
@@ -62,8 +62,10 @@ class VideoSet:
     """Samples that are to be there."""
 
     def videos(self) -> Found:
-        """What is to be judged."""
-        return find_videos(self.folder) if self.network is None else samples_in(self.folder)
+        """What is to be judged; of a network its own samples, whatever else lies there."""
+        if self.network is None:
+            return find_videos(self.folder)
+        return open_samples(folder for job in self.jobs for folder in job.folders)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
