@@ -40,7 +40,7 @@ def settings_beside(load: str, *, names_base: bool) -> tuple[list[str], list[str
     """
     own = None if load == TINY else own_config_file(load)
     if own is None and not names_base:
-        if not Path(load).exists() and not is_on_hub(load):
+        if load != TINY and not Path(load).exists() and not is_on_hub(load):
             raise ValueError(f"--load: nothing lies at {load}")
         raise ValueError(f"--base: expected configuration files, since {load} has none")
     return [] if own is None else [str(own)], frozen_beside(load)
