@@ -171,7 +171,7 @@ def _fixed(config: Config, *, task: Task | None) -> Config:
         task_weights=config.data.task_weights if task is None else (1.0,),
         recolourings=0,
         decoder="pyav",
-        num_workers=1,
+        num_workers=min(1, config.data.num_workers),
         prefetch=1,
     )
     train = replace(config.train, micro_batch_size=1, caption_dropout=0.0)

@@ -65,7 +65,7 @@ class SampleScores:
         values: dict[str, float | None] = {}
         failures = [failure for share in shares for failure in share.failures]
         if self._measures:
-            values["excluded_videos"] = sum(len(share.excluded) for share in shares)
+            values["excluded_videos"] = float(sum(len(share.excluded) for share in shares))
         for measure in self._measures:
             keys = {key for share in shares for key in share.features if key[0] == measure.name}
             for _, task in sorted(keys, key=lambda key: str(key[1])):

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -23,16 +23,16 @@ _log = logging.getLogger(__name__)
 _Share = TypeVar("_Share")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class ValidationReport:
     """What one validation found, the same on every rank."""
 
-    values: dict[str, float | None]
+    values: dict[str, float | None] = field(default_factory=dict)
     """Losses and scores by name; None is a number that is not finite."""
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     """Videos that a measure left out, with the reason."""
-    failures: list[str]
-    seconds: float
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Validation:
@@ -62,37 +62,29 @@ class Validation:
     def __call__(self, network: nn.Module, step: int) -> ValidationReport:
         """Judge the network as it is after a step; all ranks together. Errors become failures."""
         start = time.perf_counter()
-        values: dict[str, float | None] = {}
-        notes: list[str] = []
-        failures: list[str] = []
+        found = ValidationReport()
         with _evaluating(network):
             if self._losses is not None:
-                values |= self._measure_losses(network, losses=self._losses, failures=failures)
+                self._measure_losses(network, losses=self._losses, found=found)
             if self._videos is not None:
-                values |= self._show(
-                    network, step, videos=self._videos, notes=notes, failures=failures
-                )
-        if bad := [name for name, value in values.items() if value is None]:
-            failures.append(f"validation: expected finite numbers, got others for {', '.join(bad)}")
-        seconds = time.perf_counter() - start
-        return ValidationReport(values=values, notes=notes, failures=failures, seconds=seconds)
+                self._show(network, step, videos=self._videos, found=found)
+        if bad := [name for name, value in found.values.items() if value is None]:
+            expected = "validation: expected finite numbers, got others for"
+            found.failures.append(f"{expected} {', '.join(bad)}")
+        found.seconds = time.perf_counter() - start
+        return found
 
     def _measure_losses(
-        self, network: nn.Module, *, losses: FixedNoiseLosses, failures: list[str]
-    ) -> dict[str, float | None]:
+        self, network: nn.Module, *, losses: FixedNoiseLosses, found: ValidationReport
+    ) -> None:
         shares, reasons = self._on_all_ranks(lambda: losses(network))
-        failures += [f"fixed-noise losses failed: {reason}" for reason in reasons]
-        return {} if reasons else losses.means(shares)
+        found.failures += [f"fixed-noise losses failed: {reason}" for reason in reasons]
+        if not reasons:
+            found.values |= losses.means(shares)
 
     def _show(
-        self,
-        network: nn.Module,
-        step: int,
-        *,
-        videos: SampleVideos,
-        notes: list[str],
-        failures: list[str],
-    ) -> dict[str, float | None]:
+        self, network: nn.Module, step: int, *, videos: SampleVideos, found: ValidationReport
+    ) -> None:
         judged = Judged()
 
         def make() -> None:
@@ -101,15 +93,15 @@ class Validation:
                     self._scores.judge(sample, name=name, judged=judged)
 
         _, reasons = self._on_all_ranks(make)
-        failures += [f"sample videos failed: {reason}" for reason in reasons]
+        found.failures += [f"sample videos failed: {reason}" for reason in reasons]
         if self._scores is None:
-            return {}
+            return
         # Of all that were made, also where a rank did not get to its last one.
         shares = ranks.gather(judged, place=self._place)
-        notes += [text for share in shares for text in share.excluded]
-        values, wrong = self._scores.join(shares)
-        failures += wrong
-        return values
+        found.notes += [text for share in shares for text in share.excluded]
+        values, failures = self._scores.join(shares)
+        found.values |= values
+        found.failures += failures
 
     def _on_all_ranks(self, do: Callable[[], _Share]) -> tuple[list[_Share], list[str]]:
         """What `do` returned on the ranks where it did not fail, and why it did on the others."""

@@ -21,7 +21,7 @@ from sat_udpdiff.training.fixed_noise import FixedNoiseLosses
 from sat_udpdiff.training.rng import Stream, normal
 
 CLIPS = 3
-SETTINGS = ("validation.every_steps=1", f"validation.clips={CLIPS}")
+SETTINGS = ("validation.every_steps=1", f"validation.clips={CLIPS}", "data.num_workers=0")
 TIMES = [125, 375, 625, 875]
 NO_DENSE = ("model.dense_groups=0", "model.task_signal=none")
 
@@ -57,16 +57,16 @@ def make(small_world, held_out, encoders):
 
 @pytest.fixture(scope="module")
 def network(small_world, held_out):
-    torch.manual_seed(0)
-    return moved(small_world.config(held_out))
+    return drawn(small_world.config(held_out))
 
 
-def moved(config):
-    """A network whose last layer is not zero, as it is at the start."""
+def drawn(config):
+    """A network none of whose layers is zero, as some are at the start of a run."""
     network = build_network(config.model, dtype=torch.float32, device=torch.device("cpu")).eval()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return network
 
 
@@ -81,7 +81,7 @@ def by_hand(config, *, encoders, network, task: str) -> torch.Tensor:
     data = replace(config.data, tasks=(task,), task_weights=(1.0,), num_workers=0)
     train = replace(config.train, micro_batch_size=1, caption_dropout=0.0)
     config = replace(config, data=replace(data, shards=config.validation.shards), train=train)
-    alpha = make_schedule(config.diffusion)
+    signal = make_schedule(config.diffusion).signal
     rows = []
     with Batches(config) as batches, torch.no_grad():
         for clip, batch in enumerate(islice(batches, CLIPS)):
@@ -96,7 +96,8 @@ def by_hand(config, *, encoders, network, task: str) -> torch.Tensor:
                     stream=Stream.FIXED_NOISE,
                     shape=example.x0.shape[1:],
                 )
-                a, sigma = (x.flatten()[0] for x in alpha.alpha_sigma(t, ndim=5))
+                a = signal[time].float()
+                sigma = (1 - signal[time] ** 2).sqrt().float()
                 x_t = a * example.x0 + sigma * noise
                 v = network(x_t, timesteps=t, text=example.text, task=example.task)
                 error = (v - (a * noise - sigma * example.x0)) ** 2
@@ -174,7 +175,7 @@ def test_encoders_are_loaded_for_clips_where_the_run_has_none(make, network, fou
 
 def test_a_network_without_a_dense_map_has_one_half_and_no_task(make, small_world, tmp_path):
     losses = make(*NO_DENSE)
-    plain = moved(small_world.config(tmp_path, *NO_DENSE))
+    plain = drawn(small_world.config(tmp_path, *NO_DENSE))
     means = losses.means([losses(plain)])
     quartiles = [f"t_quartile_{q}" for q in (1, 2, 3, 4)]
     assert list(means) == [
@@ -209,7 +210,7 @@ def test_wrong_clips_are_told_at_once_by_the_setting(make, held_out, tmp_path):
     clip = replace(make_clip(0, seed=0, config=world), depth=None)
     write_shards([clip], tmp_path / "no_depth")
     with pytest.raises(DataError, match=r"validation.shards: .*data.tasks: depth"):
-        make(source=f"validation.shards={tmp_path / 'no_depth'}")
+        make("validation.clips=1", source=f"validation.shards={tmp_path / 'no_depth'}")
 
 
 def test_stage_3_wants_as_many_clips_on_every_rank(make):
