@@ -259,3 +259,29 @@ def test_the_time_of_a_validation_is_not_that_of_steps(monkeypatch):
     watch.leave_out(10.0)
     times = watch.read(global_batch=4, flops_per_sample=1.0, peak_flops=None)
     assert (times["step_seconds"], times["samples_per_second"]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_find_what_one_finds_and_go_on_together_after_a_failure(
+    stage, make_trainer, small_world, launch, tmp_path
+):
+    (tmp_path / "one").mkdir()
+    shared = ("train.steps=1", "validation.clips=2", f"train.zero_stage={stage}")
+    alone = make_trainer(tmp_path / "one", *shared)
+    train(alone, make_validation(alone.config, encoders=alone.encoders, place=alone.place))
+    (expected,) = read_metrics(tmp_path / "one", kind="validation")
+    run = tmp_path / "two"
+    run.mkdir()
+    (run / "samples").write_text("in the way")  # of the sample videos of both ranks
+    prompts = ["validation.prompts=[a disc]"] if stage == 2 else []
+    shards = f"validation.shards={small_world.folder / 'shards'}"
+    command = small_world.train_command(run, *SETTINGS, shards, *shared, *prompts)
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    done = launch([*torchrun, *command, "train.micro_batch_size=1"])
+    assert done.returncode == 0, done.stderr
+    (found,) = read_metrics(run, kind="validation")
+    assert found.keys() == expected.keys()
+    for name in expected.keys() - {"kind", "seconds"}:
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+    failures = done.stderr.count("sample videos failed: FileExistsError")
+    assert failures == 2 * len(prompts)
