@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 
 from sat_udpdiff.config import Config, follows_fixed_noise, makes_sample_videos
 from sat_udpdiff.distributed import Place
+from sat_udpdiff.evaluation.choose import Around, make_measures
 from sat_udpdiff.evaluation.measure import Measure
+from sat_udpdiff.evaluation.settings import load
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.fixed_noise import FixedNoiseLosses
@@ -137,10 +140,17 @@ def make_validation(
 
 
 def _measures(config: Config, *, place: Place) -> list[Measure]:
-    """The measures that `validation.measures` names."""
-    if config.validation.measures:
-        raise NotImplementedError
-    return []
+    """The measures that `validation.measures` names, with the settings of an evaluation."""
+    names, file = config.validation.measures, config.validation.evaluation
+    if not names:
+        return []
+    try:
+        settings = load([file] if file else [], [f"measures=[{', '.join(names)}]"])
+        cache = Path(settings.run.cache or Path(config.run.output) / "features").expanduser()
+        measures = make_measures(settings, around=Around(device=place.device, cache=cache))
+    except ValueError as error:
+        raise ValueError(f"validation.measures: {error}") from error
+    return list(measures)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from data_loaders.loader import Batches
 from sat_udpdiff.config import TASKS
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import init_distributed
+from sat_udpdiff.evaluation.arrays import ArrayVideo
 from sat_udpdiff.evaluation.measure import Measure, UnusableError, mean_score
+from sat_udpdiff.evaluation.pixel_measures import MapAgreement
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import loop, ranks
 from sat_udpdiff.training.engine import MASTERS, MOMENTS
@@ -241,6 +243,42 @@ def test_stage_3_gathers_its_weights(precision, make_trainer, tmp_path):
         train(trainer, validation)
         found += read_metrics(tmp_path / str(stage), kind="validation")
     assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+
+
+def test_measures_are_those_of_an_evaluation(make_trainer, tmp_path):
+    wish = ("validation.prompts=[a disc]", "validation.num_steps=1", "train.steps=1")
+    trainer = make_trainer(tmp_path, *wish, "validation.measures=[agreement]")
+    train(trainer, make_validation(trainer.config, encoders=trainer.encoders, place=trainer.place))
+    (line,) = read_metrics(tmp_path, kind="validation")
+    expected = {
+        f"{score.name}_{task}"
+        for score in MapAgreement().scores(
+            {"a": MapAgreement().features(noise_video())}, references={}
+        )
+        for task in TASKS
+    }
+    assert expected and expected <= line.keys()
+
+
+def noise_video() -> ArrayVideo:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3)).astype(np.uint8)
+    return ArrayVideo(name="a", frames=frames, colours=frames, task="depth")
+
+
+def test_unknown_measures_and_files_are_refused_by_the_setting(make_trainer, tmp_path):
+    trainer = make_trainer(
+        tmp_path, "validation.prompts=[a disc]", "validation.measures=[agrement]"
+    )
+    parts = {"encoders": trainer.encoders, "place": trainer.place}
+    with pytest.raises(
+        ValueError, match=r"validation.measures: measures.*expected one of .*agreem"
+    ):
+        make_validation(trainer.config, **parts)
+    validation = replace(
+        trainer.config.validation, measures=("agreement",), evaluation=str(tmp_path / "no.yaml")
+    )
+    with pytest.raises(ValueError, match=r"validation.measures: .*no.yaml"):
+        make_validation(replace(trainer.config, validation=validation), **parts)
 
 
 def test_measures_that_need_many_videos_are_refused():
