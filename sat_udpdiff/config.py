@@ -296,7 +296,7 @@ class ValidationConfig:
     """In place of `shards`: a folder that data_loaders.latents made of them."""
     clips: int = 16
     """Clips of them, each with every task at the middle of every quartile. 16 clips with 2 tasks
-    took the time of 7 to 9 steps of 4 clips (tiny, one process)."""
+    took the time of 6 to 9 steps of 4 clips (tiny, one process)."""
 
 
 def makes_sample_videos(config: Config) -> bool:

@@ -321,5 +321,5 @@ def test_two_ranks_find_what_one_finds_and_go_on_together_after_a_failure(
     assert found.keys() == expected.keys()
     for name in expected.keys() - {"kind", "seconds"}:
         assert found[name] == pytest.approx(expected[name], rel=1e-4), name
-    failures = done.stderr.count("sample videos failed: FileExistsError")
+    failures = done.stderr.count("sample videos failed: NotADirectoryError")
     assert failures == 2 * len(prompts)
