@@ -273,12 +273,41 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
-    """Sample videos during training; a failure is logged and never ends the run."""
+    """What is looked at during training; a failure is logged and never ends the run."""
 
     every_steps: int = 0
-    """0 = never."""
+    """0 = never. Sample videos where there are `prompts`, losses where there are `shards` or
+    `latents`."""
     prompts: tuple[str, ...] = ()
+    """Of sample videos, each with every task."""
+    seeds: tuple[int, ...] = ()
+    """Sample videos of each prompt and task; none = one, of the run's seed."""
     num_steps: int = 20
+    """Sampling steps of a sample video."""
+    measures: tuple[str, ...] = ()
+    """What sample videos are scored by, named as in an evaluation; only measures that judge each
+    video by itself."""
+    evaluation: str | None = None
+    """Value file of an evaluation, for settings and weights of the measures; null = defaults."""
+    shards: str = ""
+    """Folder of held-out shards, or its address, whose losses are followed: by task, half (video,
+    dense) and quartile of the timestep, under noise that stays the same."""
+    latents: str = ""
+    """In place of `shards`: a folder that data_loaders.latents made of them."""
+    clips: int = 16
+    """Clips of them, each with every task at the middle of every quartile. 16 clips with 2 tasks
+    took the time of 6 to 9 steps of 4 clips (tiny, one process)."""
+
+
+def makes_sample_videos(config: Config) -> bool:
+    """Whether training makes sample videos, for which it needs both encoders."""
+    return config.validation.every_steps > 0 and bool(config.validation.prompts)
+
+
+def follows_fixed_noise(config: Config) -> bool:
+    """Whether training measures losses of held-out clips."""
+    validation = config.validation
+    return validation.every_steps > 0 and bool(validation.shards or validation.latents)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,14 @@ import re
 from operator import attrgetter
 from typing import NoReturn, get_args
 
-from sat_udpdiff.config import TASKS, Config, ConfigError, LoraTarget
+from sat_udpdiff.config import (
+    TASKS,
+    Config,
+    ConfigError,
+    LoraTarget,
+    follows_fixed_noise,
+    makes_sample_videos,
+)
 from sat_udpdiff.config_values import hint
 
 __all__ = ["check_device", "notes", "require", "validate"]
@@ -28,7 +35,7 @@ _AT_LEAST_ONE = (
     "data.bucket_run", "data.shuffle_shards", "data.shuffle_run",
     "train.steps", "train.micro_batch_size", "train.accumulation_steps",
     "train.reduce_bucket_elements", "checkpoint.every_steps", "log.every_steps",
-    "validation.num_steps", "sample.num_steps",
+    "validation.num_steps", "validation.clips", "sample.num_steps",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
@@ -65,6 +72,7 @@ def validate(config: Config) -> None:
     _check_tasks(config)
     _check_task_signal(config)
     _check_sampling(config)
+    _check_validation(config)
 
 
 def require(config: Config, *keys: str) -> None:
@@ -324,17 +332,43 @@ def _check_sampling(config: Config) -> None:
         if num_steps > most:
             expected = f"at most diffusion.num_train_timesteps={most}"
             _fail(key, "diffusion.num_train_timesteps", expected=expected, got=num_steps)
-    prompts = config.validation.prompts
-    if config.validation.every_steps and config.train.zero_stage == 3:
+
+
+def _check_validation(config: Config) -> None:
+    validation, prompts = config.validation, config.validation.prompts
+    if makes_sample_videos(config) and config.train.zero_stage == 3:
         # Each rank makes videos of its own; at stage 3 it holds only its share of the weights.
-        expected = "0 with train.zero_stage=3; sample from the checkpoints instead"
-        got = config.validation.every_steps
-        _fail("validation.every_steps", "train.zero_stage", expected=expected, got=got)
-    if config.validation.every_steps and not prompts:
-        expected = "at least one prompt, since validation.every_steps is set"
+        expected = "none with train.zero_stage=3; sample from the checkpoints instead"
+        _fail("validation.prompts", "train.zero_stage", expected=expected, got=list(prompts))
+    if validation.every_steps and not (makes_sample_videos(config) or follows_fixed_noise(config)):
+        expected = (
+            "at least one prompt, or else validation.shards or validation.latents, since "
+            "validation.every_steps is set"
+        )
         _fail("validation.prompts", "validation.every_steps", expected=expected, got="none")
     if not all(prompt.strip() for prompt in prompts):
         _fail("validation.prompts", expected="prompts with text", got=list(prompts))
+    if validation.shards and validation.latents:
+        expected = "nothing, since validation.shards is set"
+        _fail("validation.latents", "validation.shards", expected=expected, got=validation.latents)
+    for key in ("validation.seeds", "validation.measures"):
+        values = attrgetter(key)(config)
+        if len(set(values)) != len(values):
+            _fail(key, expected="each once", got=list(values))
+    if any(not 0 <= seed <= _LARGEST_SEED for seed in validation.seeds):
+        expected = f"0 to {_LARGEST_SEED}"
+        _fail("validation.seeds", expected=expected, got=list(validation.seeds))
+    if validation.measures and not prompts:
+        expected = "at least one prompt, since validation.measures judge sample videos"
+        _fail("validation.prompts", "validation.measures", expected=expected, got="none")
+    if validation.evaluation is not None and not validation.measures:
+        expected = "null without validation.measures"
+        _fail(
+            "validation.evaluation",
+            "validation.measures",
+            expected=expected,
+            got=validation.evaluation,
+        )
 
 
 def _check(config: Config, key: str, *, expected: str, is_right: bool) -> None:

@@ -28,7 +28,7 @@ from sat_udpdiff.training.setup import (
     load_encoders,
     restore_or_start,
 )
-from sat_udpdiff.training.validation import SampleVideos
+from sat_udpdiff.training.validation import make_validation
 from sat_udpdiff.weights.beside import frozen_beside
 
 
@@ -84,6 +84,7 @@ def train(config: Config, *, place: Place) -> None:
         device=place.device,
     )
     encoders = load_encoders(config, device=place.device)
+    validation = make_validation(config, encoders=encoders, place=place)
     engine = build_engine(config, place=place, resume_point=resume_point)
     state, ema = restore_or_start(engine, config=config, resume_point=resume_point)
     # A start that fails leaves nothing behind.
@@ -99,9 +100,8 @@ def train(config: Config, *, place: Place) -> None:
         state=state,
         ema=ema,
     )
-    videos = SampleVideos(config, encoders=encoders, place=place) if encoders else None
     with data:
-        run(trainer, data, sample=videos)
+        run(trainer, data, validate=validation)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sat_udpdiff.config import Config, ConfigError
+from sat_udpdiff.config import (
+    Config,
+    ConfigError,
+    follows_fixed_noise,
+    makes_sample_videos,
+)
 from sat_udpdiff.config_checks import validate
 from sat_udpdiff.plan.machine import Machine, Situation
 from sat_udpdiff.plan.memory import Memory, estimate_memory
@@ -209,8 +214,9 @@ def _cheaper_steps(config: Config) -> Iterator[Change]:
         yield Change(settings=(("train.precision", "bf16"),), price="rounds weights and tokens")
     if config.ema.enabled:
         yield Change(settings=(("ema.enabled", False),), price="no averaged weights")
-    if config.validation.every_steps:
-        yield Change(settings=(("validation.every_steps", 0),), price="no sample videos")
+    if makes_sample_videos(config):
+        price = "no sample videos" + (" and losses" if follows_fixed_noise(config) else "")
+        yield Change(settings=(("validation.every_steps", 0),), price=price)
     if train.reduce_bucket_elements > _SMALL_BUCKET:
         yield Change(settings=(("train.reduce_bucket_elements", _SMALL_BUCKET),))
     if train.micro_batch_size > 1:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
-from sat_udpdiff.config import Config, VideoCodecConfig
+from sat_udpdiff.config import Config, VideoCodecConfig, makes_sample_videos
 from sat_udpdiff.encoders.source import TINY, TINY_WEIGHTS
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.plan.counting import TensorBytes
@@ -70,7 +70,7 @@ def frozen_cost(config: Config, *, sizes: Sizes) -> FrozenCost:
     Raises:
         ValueError: The codec that `codec.weights` names does not fit the configuration.
     """
-    encodes, samples = config.data.source == "video", config.validation.every_steps > 0
+    encodes, samples = config.data.source == "video", makes_sample_videos(config)
     if not (encodes or samples):
         return FrozenCost()
     text = _local_parameters(_text_folder(config)) or _T5_XXL_PARAMETERS

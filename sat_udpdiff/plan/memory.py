@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, makes_sample_videos
 from sat_udpdiff.plan.activations import activation_bytes, sampling_bytes
 from sat_udpdiff.plan.frozen import frozen_cost
 from sat_udpdiff.plan.sizes import Parameters, Sizes, with_largest_clip
@@ -109,7 +109,7 @@ def estimate_memory(
 
 
 def _sampling_bytes(config: Config, sizes: Sizes, *, decoding: float) -> float:
-    if not config.validation.every_steps:
+    if not makes_sample_videos(config):
         return 0.0
     # First all steps of the sampler, then the codec.
     steps = sampling_bytes(config.model, sizes=sizes, precision=config.train.precision)

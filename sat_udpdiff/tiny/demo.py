@@ -29,7 +29,7 @@ from sat_udpdiff.generation import GeneratedSample, SampleRequest
 from sat_udpdiff.loading import Model
 from sat_udpdiff.outputs import contact_sheet, write_sample
 from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
-from sat_udpdiff.training.metrics import METRICS_FILE
+from sat_udpdiff.training.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 _SHEETS_SHOWN = 3
@@ -126,7 +126,7 @@ def train(name: str, *, options: argparse.Namespace, latents: Path) -> None:
 
 def show_data_wait(run: Path) -> None:
     """Print how much of the training went by waiting for data."""
-    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    lines = read_metrics(run, kind="training")
     waited = sum(line["data_wait_seconds"] for line in lines)
     share = waited / sum(line["step_seconds"] for line in lines)
     print(f"training waited for data for {share:.1%} of its time")

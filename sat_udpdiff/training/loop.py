@@ -1,6 +1,5 @@
 """The training loop: one optimizer step, and everything around it."""
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,25 +15,24 @@ from data_loaders.batches import AnyBatch
 from data_loaders.damage import DamageCount
 from data_loaders.loader import Batches
 from sat_udpdiff.config import Config
-from sat_udpdiff.diffusion.loss import LossTerms, diffusion_loss
+from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
-from sat_udpdiff.training.example import DiffusionExample, make_example
+from sat_udpdiff.training.example import DiffusionExample, example_loss, make_example
 from sat_udpdiff.training.metrics import Meter, RunLog, Stopwatch, measure, split_meters
 from sat_udpdiff.training.optimizer import learning_rate
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
-
-_log = logging.getLogger(__name__)
+from sat_udpdiff.training.validation import ValidationReport
 
 RESUME = "to resume, run the same command again"
 
-Sampler = Callable[[nn.Module, int], None]
-"""Makes this rank's share of the sample videos of a step, given the network."""
+Validator = Callable[[nn.Module, int], ValidationReport]
+"""Looks at the network after a step, on all ranks together; what goes wrong is in the report."""
 
 
 class TrainingError(RuntimeError):
@@ -135,18 +133,7 @@ def _example(trainer: Trainer, batch: AnyBatch) -> DiffusionExample:
 
 
 def _forward(trainer: Trainer, example: DiffusionExample) -> LossTerms:
-    def network(x_t: Tensor, t: Tensor) -> Tensor:
-        return trainer.engine(x_t, timesteps=t, text=example.text, task=example.task)
-
-    return diffusion_loss(
-        network,
-        example.x0,
-        noise=example.noise,
-        t=example.t,
-        schedule=trainer.schedule,
-        video_channels=trainer.config.model.latent_channels,
-        dense_weight=trainer.config.diffusion.dense_loss_weight,
-    )
+    return example_loss(trainer.engine, example, schedule=trainer.schedule, config=trainer.config)
 
 
 def _outcome(is_bad: bool, *, has_moved: bool, precision: str) -> Outcome:
@@ -185,7 +172,7 @@ class TimedBatches:
         return seconds
 
 
-def run(trainer: Trainer, batches: Batches, *, sample: Sampler | None = None) -> None:
+def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> None:
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
     SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return.
@@ -193,7 +180,8 @@ def run(trainer: Trainer, batches: Batches, *, sample: Sampler | None = None) ->
     Args:
         trainer: Restored to where the run stands.
         batches: Beginning with sample number `trainer.state.samples_seen`.
-        sample: Makes sample videos; what goes wrong in it is reported and never ends the run.
+        validate: What is done every `validation.every_steps`; what goes wrong in it is reported
+            and never ends the run.
 
     Raises:
         TrainingError: More than `train.max_bad_steps` steps were not finite.
@@ -215,8 +203,8 @@ def run(trainer: Trainer, batches: Batches, *, sample: Sampler | None = None) ->
                     _write(trainer, report, meter=meter, watch=watch, data=timed, log=log)
                 if is_end or _is_due(state.step, config.checkpoint.every_steps):
                     _save(trainer, meter)
-                if sample is not None and _is_due(state.step, config.validation.every_steps):
-                    _validate(trainer, sample, log=log)
+                if validate is not None and _is_due(state.step, config.validation.every_steps):
+                    _validate(trainer, validate, watch=watch, log=log)
                 if report.is_asked_to_stop:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
@@ -303,17 +291,16 @@ def _save(trainer: Trainer, meter: Meter) -> None:
     )
 
 
-def _validate(trainer: Trainer, sample: Sampler, *, log: RunLog) -> None:
-    """Make sample videos on all ranks; a failure costs a message and nothing else."""
-    reason = None
-    try:
-        sample(trainer.engine.module, trainer.state.step)
-    except Exception as error:  # whatever it is, days of training are worth more
-        reason = f"{type(error).__name__}: {error}"
-        _log.debug("sample videos failed", exc_info=True)
-    for failure in filter(None, ranks.gather(reason, place=trainer.place)):
-        trainer.state.failed_validations += 1
-        log.tell(f"step {trainer.state.step}: sample videos failed: {failure}")
+def _validate(trainer: Trainer, validate: Validator, *, watch: Stopwatch, log: RunLog) -> None:
+    """Log what a validation finds; a failure costs a message and nothing else."""
+    state = trainer.state
+    report = validate(trainer.engine.module, state.step)
+    watch.leave_out(report.seconds)
+    state.failed_validations += len(report.failures)
+    for message in (*report.notes, *report.failures):
+        log.tell(f"step {state.step}: {message}")
+    if report.values:
+        log.write_validation(report.values, step=state.step, seconds=report.seconds)
 
 
 @contextmanager

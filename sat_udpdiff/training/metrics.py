@@ -6,9 +6,10 @@
 import json
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,15 +25,19 @@ from sat_udpdiff.distributed import Place
 from sat_udpdiff.training.ranks import sum_over_ranks
 
 METRICS_FILE = "metrics.jsonl"
-_QUARTILES = 4
+QUARTILES = 4
+"""Parts of the timesteps by which losses are told."""
+VALIDATION = "validation"
+"""`kind` of the lines that a validation writes; those of training have none."""
 _MOST_DATA_WAIT = 0.05
 """Share of a step that may be spent waiting for data without a word."""
+_CELL = re.compile(r"loss_(video|dense)_.*t_quartile_\d")
 _NAMES = (
     "loss",
     "loss_video",
     "loss_dense",
     *(f"loss_{task}" for task in TASKS),
-    *(f"loss_t_quartile_{q + 1}" for q in range(_QUARTILES)),
+    *(f"loss_t_quartile_{q + 1}" for q in range(QUARTILES)),
 )
 
 
@@ -49,14 +54,14 @@ def measure(
     dense map `task` is None, and nothing is counted for it.
     """
     total, video, dense = (x.detach().double() for x in (terms.total, terms.video, terms.dense))
-    quartile = t * _QUARTILES // num_timesteps
+    quartile = t * QUARTILES // num_timesteps
     ones = torch.ones_like(total)
     if task is None:
         masks = [ones, ones, *[torch.zeros_like(total)] * (1 + len(TASKS))]
     else:
         of_task = [(task.to(total.device) == i).double() for i in range(len(TASKS))]
         masks = [ones, ones, ones, *of_task]
-    masks += [(quartile == q).double() for q in range(_QUARTILES)]
+    masks += [(quartile == q).double() for q in range(QUARTILES)]
     values = torch.stack([total, video, dense] + [total] * (len(_NAMES) - 3))
     counts = torch.stack(masks)
     return torch.stack([(values * counts).sum(1), counts.sum(1)])
@@ -138,6 +143,10 @@ class Stopwatch:
         self._start, self._steps, self._wait = now, 0, 0.0
         return result
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that just went by for something else than training."""
+        self._start += seconds
+
 
 class RunLog:
     """Writes metrics on the main rank; on the others it does nothing.
@@ -179,17 +188,36 @@ class RunLog:
         """Append one logged step; values are JSON's, None for what does not apply."""
         if not self._is_main:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._append(values)
         self._bar.set_postfix_str(_postfix(values), refresh=False)
         self._tell_about_waiting(values)
-        if self._run is not None:
-            shown = {name: value for name, value in values.items() if value is not None}
-            try:
-                self._run.log(shown, step=values["step"])
-            except Exception as error:  # its own process may have died
-                self._run = None
-                self.tell(f"wandb failed ({error}); {METRICS_FILE} goes on")
+        self._send(values, step=values["step"])
+
+    def write_validation(
+        self, values: Mapping[str, float | None], *, step: int, seconds: float
+    ) -> None:
+        """Append what a validation found, as a line of its own kind, and print it."""
+        if not self._is_main:
+            return
+        line = {"step": step, "kind": VALIDATION, **values, "seconds": round(seconds, 4)}
+        self._append(line)
+        self.tell(f"step {step}: validation: {_shown(values)} ({seconds:.1f} s)")
+        self._send({f"{VALIDATION}/{name}": value for name, value in values.items()}, step=step)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _send(self, values: Mapping[str, Any], *, step: int) -> None:
+        """To wandb, if it is on."""
+        if self._run is None:
+            return
+        shown = {name: value for name, value in values.items() if value is not None}
+        try:
+            self._run.log(shown, step=step)
+        except Exception as error:  # its own process may have died
+            self._run = None
+            self.tell(f"wandb failed ({error}); {METRICS_FILE} goes on")
 
     def _tell_about_waiting(self, values: dict[str, Any]) -> None:
         """Say what to change, each time that the wait for data becomes too long."""
@@ -211,6 +239,13 @@ class RunLog:
             self._bar.close()
         if self._run is not None:
             self._run.finish()
+
+
+def read_metrics(run: Path, *, kind: Literal["training", "validation"]) -> list[dict[str, Any]]:
+    """Lines of a run's metrics.jsonl: those of logged steps, or those of validations."""
+    lines = (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    wanted = VALIDATION if kind == VALIDATION else None
+    return [line for line in map(json.loads, lines) if line.get("kind") == wanted]
 
 
 def data_advice(data: DataConfig, *, cores: int) -> str:
@@ -251,6 +286,15 @@ def _postfix(values: dict[str, Any]) -> str:
         f"loss {loss} lr {values['lr']:.2e} {values['step_seconds']:.2f} s/step "
         f"{values['samples_per_second']:.2f} samples/s "
         f"wait {values['data_wait_seconds']:.2f} s{mfu}"
+    )
+
+
+def _shown(values: Mapping[str, float | None]) -> str:
+    """The numbers that fit a line of a terminal: not those of single cells."""
+    chosen = {name: value for name, value in values.items() if not _CELL.fullmatch(name)}
+    return ", ".join(
+        f"{name} {'none' if value is None else format(value, '.4g')}"
+        for name, value in chosen.items()
     )
 
 

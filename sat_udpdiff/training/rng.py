@@ -27,6 +27,8 @@ class Stream(IntEnum):
     NOISE = 2
     """Noise of the diffusion, all channels."""
     TIMESTEP = 3
+    FIXED_NOISE = 4
+    """Noise of the losses that validation follows; no training sample draws it."""
 
 
 def generator(seed: int, *, stream: Stream, number: int) -> np.random.Generator:

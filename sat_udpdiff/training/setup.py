@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sat_udpdiff.config import Config, ConfigError
+from sat_udpdiff.config import Config, ConfigError, makes_sample_videos
 from sat_udpdiff.config_io import load_config, setting_types
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
@@ -82,10 +82,12 @@ def _is_among(key: str, heads: Sequence[str]) -> bool:
 def load_encoders(config: Config, *, device: torch.device) -> Encoders | None:
     """The frozen networks; None where latents are cached and no sample videos are asked for.
 
+    Held-out clips that are no latents need them at the start alone, and load them for it.
+
     Raises:
         ValueError: Weights are missing; names the key and where they are to be had.
     """
-    if config.data.source == "latents" and not config.validation.every_steps:
+    if config.data.source == "latents" and not makes_sample_videos(config):
         return None
     return Encoders.load(config, device=device)
 

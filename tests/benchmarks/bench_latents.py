@@ -9,7 +9,6 @@ size) of each run with all its processes.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from process_tree import PeakMemory
+
+from sat_udpdiff.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("video", "latents")
@@ -53,7 +54,7 @@ def _train(folder: Path, *, source: str, number: int, options: argparse.Namespac
             *(f"log.every_steps={every}", f"checkpoint.every_steps={options.steps}"),
         ]
     )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+    lines = read_metrics(run, kind="training")[1:]
     seconds = statistics.median(line["step_seconds"] for line in lines)
     return [seconds, statistics.median(line["data_wait_seconds"] for line in lines), peak]
 

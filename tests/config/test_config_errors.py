@@ -107,7 +107,15 @@ def message_of(tmp_path, *, text="", overrides=()):
         ("model.task_signal=none", "expected embedding or prompt, since there are 2 tasks, got no"),
         ("model.dense_groups=0", "expected none, since dense_groups=0 makes no dense map"),
         ("sample.num_steps=1001", "expected at most diffusion.num_train_timesteps=1000, got 1001"),
-        ("validation.every_steps=5", "expected at least one prompt, since validation.every_steps"),
+        (
+            "validation.every_steps=5",
+            "expected at least one prompt, or else validation.shards or validation.latents, since",
+        ),
+        ("validation.clips=0", "validation.clips: expected at least 1, got 0"),
+        ("validation.measures=[fvd]", "expected at least one prompt, since validation.measures"),
+        ("validation.seeds=[1, 1]", "validation.seeds: expected each once, got [1, 1]"),
+        ("validation.seeds=[-1]", "validation.seeds: expected 0 to 9223372036854775807, got [-1]"),
+        ("validation.evaluation=e.yaml", "expected null without validation.measures, got e.yaml"),
         ("validation.prompts=[' ']", "validation.prompts: expected prompts with text, got [' ']"),
     ],
 )
@@ -186,8 +194,16 @@ def test_stage_3_makes_no_videos_while_it_trains(tmp_path):
     overrides = ["validation.every_steps=5", "validation.prompts=[a disc]"]
     load_config([], overrides)
     message = message_of(tmp_path, overrides=[*overrides, "train.zero_stage=3"])
-    assert "validation.every_steps: expected 0 with train.zero_stage=3" in message
-    assert "got 5" in message
+    assert "validation.prompts: expected none with train.zero_stage=3" in message
+    assert "got ['a disc']" in message
+    losses = ["validation.every_steps=5", "validation.shards=held_out", "train.zero_stage=3"]
+    load_config([], losses)
+
+
+def test_held_out_clips_come_from_one_place(tmp_path):
+    overrides = ["validation.every_steps=5", "validation.shards=a", "validation.latents=b"]
+    message = message_of(tmp_path, overrides=overrides)
+    assert "validation.latents: expected nothing, since validation.shards is set, got b" in message
 
 
 def test_required_settings():

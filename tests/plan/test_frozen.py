@@ -126,3 +126,8 @@ def test_the_tiny_codec_is_the_one_that_ships():
     # Not sliced: all clips of a micro-batch at once.
     doubled = cost(dataclasses.replace(config, train=more)).encoding_bytes
     assert doubled == pytest.approx(2 * cost(config).encoding_bytes, rel=0.01)
+
+
+def test_losses_of_cached_latents_load_nothing_either():
+    losses = ["validation.every_steps=100", "validation.latents=HELD_OUT", "data.source=latents"]
+    assert cost(load("5b", "multitask", overrides=losses)) == frozen.FrozenCost()
