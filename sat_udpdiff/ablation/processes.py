@@ -37,9 +37,7 @@ class Programs:
     def __init__(self, *, jobs: int) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._is_stopped = threading.Lock(), False
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._environment = {k: v for k, v in os.environ.items() if k not in _RANK_FACTS}
-        self._environment.setdefault("OMP_NUM_THREADS", str(threads))
+        self._environment = environment(jobs=jobs)
 
     def run(self, words: Sequence[str], *, log: Path) -> None:
         """Run a command to its end, its output behind what the log already holds.
@@ -94,6 +92,12 @@ class Programs:
                 process.wait(timeout=_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def environment(*, jobs: int) -> dict[str, str]:
+    """Of a program beside others: its share of the threads, unless the user says, and no rank."""
+    kept = {key: value for key, value in os.environ.items() if key not in _RANK_FACTS}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **kept}
 
 
 def last_lines(log: Path) -> str:

@@ -11,6 +11,7 @@ from sat_udpdiff.ablation.recipes import Arm, choose_arms
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import plain
 from sat_udpdiff.config_sources import Setting, build, read_file, read_override
+from sat_udpdiff.evaluation.settings import EvaluationConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +74,8 @@ class AblationConfig:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
     curve: CurveSettings = field(default_factory=CurveSettings)
-    evaluation: tuple[str, ...] = ("configs/evaluation/tiny.yaml",)
-    """Value files of evaluate.py: measures, prompts, sampling; equal for all."""
-    evaluation_settings: tuple[str, ...] = ()
-    """Further `key=value` for evaluate.py."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What every network is judged by, and on which prompts; equal for all."""
     run: RunSettings = field(default_factory=RunSettings)
 
 

@@ -35,6 +35,8 @@ class Timing:
     """Of one sample."""
     sample_fixed: float
     """Text and codec of one sample."""
+    num_steps: int
+    """Of a sample, as the configuration says."""
 
 
 def measure(config: Config) -> Timing:
@@ -56,6 +58,7 @@ def measure(config: Config) -> Timing:
         train_step=train_step,
         sample_step=sample_step,
         sample_fixed=max(0.0, few - _FEW * sample_step),
+        num_steps=config.sample.num_steps,
     )
 
 

@@ -1,4 +1,4 @@
-"""The work of an ablation: data, trainings, scores; restartable, side by side, honest about gaps."""
+"""The work of an ablation: data, trainings, scores; restartable, side by side, gaps named."""
 
 import json
 import time
@@ -97,8 +97,8 @@ class Ablation:
         """Look at everything that can be wrong before anything is started; returns the units.
 
         Raises:
-            ConfigError: A setting is wrong, or the folder holds an ablation of other settings.
-            CheckpointError: All checkpoints of a training are damaged.
+            ValueError: A setting is wrong, the folder holds an ablation of other settings, all
+                checkpoints of a training are damaged, or a measure lacks its weights.
         """
         stored = self.output / SETTINGS_FILE
         if stored.is_file():
@@ -116,7 +116,7 @@ class Ablation:
         units = self.units()
         for unit in units:
             unit.training.state()
-        judging.check(self.config)
+        judging.check(self.config, output=self.output)
         return units
 
     def prepare(self) -> None:
@@ -128,6 +128,7 @@ class Ablation:
         self.output.mkdir(parents=True, exist_ok=True)
         content = json.dumps(bound(self.config), indent=1) + "\n"
         write_atomically(self.output / SETTINGS_FILE, content.encode())
+        judging.write_settings(self.config, output=self.output)
         if not self.config.data.shards:
             make_shards(self.output / "world", clips=self.config.data.clips)
         if self.config.data.encode_once:
@@ -167,16 +168,13 @@ class Ablation:
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a training has its last step and all its scores."""
-        return unit.training.state() is State.DONE and not any(self._unjudged(unit))
+        return unit.training.state() is State.DONE and not any(self.unjudged(unit))
 
-    def _unjudged(self, unit: Unit) -> Iterator[int]:
+    def unjudged(self, unit: Unit) -> Iterator[int]:
+        """Steps of a training that have no scores yet."""
         for step in unit.steps:
-            if judging.read(self.folder(unit, step), training=unit.training) is None:
+            if judging.read(unit.training, step=step) is None:
                 yield step
-
-    def folder(self, unit: Unit, step: int) -> Path:
-        """Where the samples and scores of a training at a step are."""
-        return unit.training.folder.with_name(f"{unit.training.folder.name}_judged") / str(step)
 
     def _do(self, unit: Unit, programs: Programs) -> None:
         training = unit.training
@@ -187,15 +185,14 @@ class Ablation:
             unit.add_seconds(TRAIN, time.monotonic() - start)
             if training.state() is not State.DONE:
                 raise ProgramError(f"ended before step {training.steps}; see {training.log}")
-        for step in list(self._unjudged(unit)):
-            folder, start = self.folder(unit, step), time.monotonic()
-            words = judging.command(
-                self.config, training, step=step, folder=folder, output=self.output
-            )
-            programs.run(words, log=folder.with_suffix(".log"))
+        for step in list(self.unjudged(unit)):
+            start = time.monotonic()
+            words = judging.command(training, step=step, output=self.output)
+            log = judging.folder_of(training, step=step).with_suffix(".log")
+            programs.run(words, log=log)
             unit.add_seconds(f"judge {step}", time.monotonic() - start)
-            if judging.read(folder, training=training) is None:
-                raise ProgramError(f"no scores of step {step} in {folder}")
+            if judging.read(training, step=step) is None:
+                raise ProgramError(f"no scores of step {step}; see {log}")
 
     def _account(self, unit: Unit, future: "Future[None]") -> str:
         name = unit.training.name
@@ -216,7 +213,7 @@ class Ablation:
         for unit in units:
             training = unit.training
             for step in unit.steps:
-                found = judging.read(self.folder(unit, step), training=training)
+                found = judging.read(training, step=step)
                 if found is None:
                     missing.setdefault(f"{training.name}, step {step}", "not judged yet")
                     continue
