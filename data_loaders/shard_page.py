@@ -3,27 +3,21 @@
 One HTML file that needs nothing else: videos and posters are in it.
 """
 
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from data_loaders.decode import encode_preview
 from data_loaders.order import color_generator
+from data_loaders.page_parts import bars, damaged, document, fit, moving_picture, tiles
 from data_loaders.schema import DataError, check_record
 from data_loaders.shard_format import LABEL_MEMBERS, Member
-from data_loaders.shard_page_style import STYLE
 from data_loaders.shard_report import Histogram, facts, histograms, human_bytes, member_rows
 from data_loaders.shards import ShardIndex, StoredSample
 from sat_udpdiff.colormaps import depth as depth_colormap
 from sat_udpdiff.colormaps import pixelplanes
-
-_PANEL_HEIGHT = 240
-"""Pixels of the height of a panel, about."""
 
 
 def page(
@@ -48,30 +42,14 @@ def page(
     """
     chosen = choose_samples(len(index), num_samples=num_samples, seed=seed)
     cards = "\n".join(_card(index, i) for i in chosen)
-    name = escape(str(index.folder))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{name}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header><p class="eyebrow">Shards</p><h1>{name}</h1></header>
-<main>
-{_figures(index, more=more)}
+    body = f"""{_figures(index, more=more)}
 <section>
 <h2>Samples <small>{len(chosen):,} of {len(index):,}, seed {seed}</small></h2>
 <div class="grid">
 {cards}
 </div>
-</section>
-</main>
-</body>
-</html>
-"""
+</section>"""
+    return document(str(index.folder), kind="Shards", body=body)
 
 
 def choose_samples(total: int, *, num_samples: int, seed: int) -> list[int]:
@@ -83,12 +61,8 @@ def choose_samples(total: int, *, num_samples: int, seed: int) -> list[int]:
 
 
 def _figures(index: ShardIndex, *, more: Sequence[Histogram]) -> str:
-    tiles = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts(index.manifest).items()
-    )
     plots = "\n".join(
-        _plot(escape(histogram.title), histogram.counts)
+        bars(histogram.title, counts=histogram.counts)
         for histogram in [*histograms(index.manifest), *more]
     )
     rows = "".join(
@@ -97,7 +71,7 @@ def _figures(index: ShardIndex, *, more: Sequence[Histogram]) -> str:
         for name, count, size in member_rows(index.manifest)
     )
     return f"""<section>
-<dl class="facts">{tiles}</dl>
+{tiles(facts(index.manifest))}
 <div class="plots">
 {plots}
 <figure><figcaption>files of a sample</figcaption>
@@ -107,54 +81,26 @@ def _figures(index: ShardIndex, *, more: Sequence[Histogram]) -> str:
 </section>"""
 
 
-def _plot(title: str, counts: dict[str, int]) -> str:
-    most = max(counts.values())
-    rows = "".join(
-        f'<tr><th>{escape(name)}</th><td><i style="width:{100 * count / most:.1f}%"></i></td>'
-        f"<td>{count:,}</td></tr>"
-        for name, count in counts.items()
-    )
-    return (
-        f"<figure><figcaption>{title}</figcaption><table class=bars><tbody>{rows}</tbody></table>"
-        "</figure>"
-    )
-
-
 def _card(index: ShardIndex, i: int) -> str:
     try:
         stored = index.sample(i)
     except DataError as error:
-        return _damaged(f"sample {i}", error)
+        return damaged(f"sample {i}", reason=str(error))
     try:
         return _whole(stored, number=i)
     except DataError as error:
-        return _damaged(stored.key, error)
-
-
-def _damaged(name: str, error: DataError) -> str:
-    return (
-        f'<article class="damaged"><h3>{escape(name)}</h3><p class="badge">damaged</p>'
-        f"<p>{escape(str(error))}</p></article>"
-    )
+        return damaged(stored.key, reason=str(error))
 
 
 def _whole(stored: StoredSample, *, number: int) -> str:
     record = check_record(stored.read_bytes("json"))
     fps = float(record["fps"])
     panels = dict(_panels(stored))
-    rgb = _side_by_side(list(panels.values()))
-    poster = cv2.imencode(".jpg", rgb[len(rgb) // 2][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    video = b64encode(encode_preview(rgb, fps=fps)).decode()
-    image = b64encode(poster.tobytes()).decode()
-    labels = "".join(f"<span>{name}</span>" for name in panels)
     details = "".join(
         f"<li>{escape(fact)}</li>" for fact in _sample_facts(record, members=stored.members)
     )
-    height, width = rgb.shape[1:3]
     return f"""<article>
-<video autoplay loop muted playsinline width="{width}" height="{height}"
- poster="data:image/jpeg;base64,{image}" src="data:video/mp4;base64,{video}"></video>
-<div class="panels">{labels}</div>
+{moving_picture(panels, fps=fps)}
 <h3>{escape(stored.key)} <small>{escape(stored.shard.name)}, sample {number}</small></h3>
 <ul>{details}</ul>
 <p>{escape(record["caption_short"])}</p>
@@ -179,7 +125,7 @@ def _sample_facts(record: dict, *, members: dict[str, Member]) -> Iterator[str]:
 def _panels(stored: StoredSample) -> Iterator[tuple[str, UInt8[np.ndarray, "t h w 3"]]]:
     """(name, frames) of all that the sample has; each of the size of the page."""
     rgb = stored.rgb()
-    yield "video", _fit(rgb, exact=False)
+    yield "video", fit(rgb, exact=False)
     for name, member in LABEL_MEMBERS.items():
         if member not in stored.members:
             continue
@@ -190,9 +136,9 @@ def _panels(stored: StoredSample) -> Iterator[tuple[str, UInt8[np.ndarray, "t h 
             )
         if name == "depth":
             disparity = labels.astype(np.float32) / np.float32(65535)
-            yield "depth", _fit(depth_colormap.encode(disparity), exact=False)
+            yield "depth", fit(depth_colormap.encode(disparity), exact=False)
         else:
-            yield "entity ids", _fit(_paint_ids(labels, key=stored.key), exact=True)
+            yield "entity ids", fit(_paint_ids(labels, key=stored.key), exact=True)
 
 
 def _paint_ids(ids: UInt16[np.ndarray, "t h w"], *, key: str) -> UInt8[np.ndarray, "t h w 3"]:
@@ -205,24 +151,3 @@ def _paint_ids(ids: UInt16[np.ndarray, "t h w"], *, key: str) -> UInt8[np.ndarra
     distance = 60.0 if len(present) <= 30 else 0.0
     colors = pixelplanes.draw_colors(len(present), generator=generator, min_distance=distance)
     return pixelplanes.encode(table[ids], colors=colors)
-
-
-def _fit(rgb: UInt8[np.ndarray, "t h w 3"], *, exact: bool) -> UInt8[np.ndarray, "t h2 w2 3"]:
-    """Scale to about `_PANEL_HEIGHT`: whole pixels when enlarged, smooth when reduced.
-
-    `exact`: never mix colours.
-    """
-    height, width = rgb.shape[1:3]
-    if height <= _PANEL_HEIGHT:
-        factor = max(1, _PANEL_HEIGHT // height)
-        return rgb.repeat(factor, axis=1).repeat(factor, axis=2)
-    size = (max(1, round(width * _PANEL_HEIGHT / height)), _PANEL_HEIGHT)
-    how = cv2.INTER_NEAREST if exact else cv2.INTER_AREA
-    return np.stack([cv2.resize(frame, size, interpolation=how) for frame in rgb])
-
-
-def _side_by_side(panels: list[UInt8[np.ndarray, "t h w 3"]]) -> UInt8[np.ndarray, "t h2 w2 3"]:
-    """Panels in a row; even sizes, as 4:2:0 needs, by repeating the last row or column."""
-    row = np.concatenate(panels, axis=2)
-    height, width = row.shape[1:3]
-    return np.pad(row, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -126,30 +126,41 @@ def held_out_prompts(
 ) -> tuple[str, ...]:
     """Captions of simple-world clips that no training set of the command line holds.
 
+    See `held_out_clips`.
+    """
+    # Small: only the captions are wanted, and two frames are the least that move.
+    config = WorldConfig(world="simple", frames=2, height=32, width=48)
+    return tuple(held_out_clips(n, seed=seed, style=style, config=config))
+
+
+def held_out_clips(
+    n: int, *, seed: int, config: WorldConfig, style: Literal["short", "long"] = "long"
+) -> dict[str, int]:
+    """Captions, all different, of clips that no training set of the command line holds.
+
     The clips are new; a short caption has few words and may well equal one of a training clip.
 
     Args:
-        n: Number of prompts, all different.
+        n: Number of captions.
         seed: Seed, >= 0.
+        config: Kind of the clips.
         style: Which of the two captions.
 
     Returns:
-        The prompts; the first m are the same for every n >= m.
+        Caption -> index of its clip; the first m are the same for every n >= m.
 
     Raises:
         ValueError: The world does not have n different captions.
     """
-    # Small: only the captions are wanted, and two frames are the least that move.
-    config = WorldConfig(world="simple", frames=2, height=32, width=48)
-    prompts: dict[str, None] = {}
-    for draw in range(n * _DRAWS_PER_PROMPT):
-        if len(prompts) == n:
+    clips: dict[str, int] = {}
+    for index in range(HELD_OUT_START, HELD_OUT_START + n * _DRAWS_PER_PROMPT):
+        if len(clips) == n:
             break
-        sample = make_clip(HELD_OUT_START + draw, seed=seed, config=config)
-        prompts[sample.caption_short if style == "short" else sample.caption_long] = None
-    if len(prompts) < n:
-        raise ValueError(f"n: expected at most {len(prompts)} different prompts, got {n}")
-    return tuple(prompts)
+        sample = make_clip(index, seed=seed, config=config)
+        clips.setdefault(sample.caption_short if style == "short" else sample.caption_long, index)
+    if len(clips) < n:
+        raise ValueError(f"n: expected at most {len(clips)} different prompts, got {n}")
+    return clips
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data_loaders.decode import encode_rgb
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, Task
 from sat_udpdiff.config_io import save_config
 from sat_udpdiff.generation import GeneratedSample
 
@@ -87,13 +87,31 @@ def write_sample(
 
 def views(sample: GeneratedSample) -> list[View]:
     """The video, the dense map, and what the map says; the video alone without a map."""
-    shown = [View(name="video", frames=sample.rgb)]
-    if sample.dense is not None:
-        shown.append(View(name=f"{sample.task} map", frames=sample.dense))
-    if sample.entity_ids is not None:
-        shown.append(View(name="entities", frames=paint_ids(sample.entity_ids)))
-    if sample.depth is not None:
-        gray = np.rint(sample.depth * 255).astype(np.uint8)
+    return views_of(
+        sample.rgb,
+        task=sample.task,
+        dense=sample.dense,
+        entity_ids=sample.entity_ids,
+        depth=sample.depth,
+    )
+
+
+def views_of(
+    rgb: UInt8[np.ndarray, "t h w 3"],
+    *,
+    task: Task | None,
+    dense: UInt8[np.ndarray, "t h w 3"] | None,
+    entity_ids: Int32[np.ndarray, "t h w"] | None,
+    depth: Float32[np.ndarray, "t h w"] | None,
+) -> list[View]:
+    """`views` of the parts of a sample; those that are None are not shown."""
+    shown = [View(name="video", frames=rgb)]
+    if dense is not None:
+        shown.append(View(name=f"{task} map", frames=dense))
+    if entity_ids is not None:
+        shown.append(View(name="entities", frames=paint_ids(entity_ids)))
+    if depth is not None:
+        gray = np.rint(depth * 255).astype(np.uint8)
         shown.append(View(name="depth, near = white", frames=gray[..., None].repeat(3, axis=-1)))
     return shown
 

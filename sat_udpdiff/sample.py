@@ -8,38 +8,21 @@ RUN is a run folder, one of its checkpoints, or a weights file. A run brings its
 """
 
 import argparse
-import platform
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
 from sat_udpdiff.config import TASKS, Config
-from sat_udpdiff.config_checks import check_device
-from sat_udpdiff.config_io import dump_config, parse_cli, to_values
-from sat_udpdiff.encoders.source import DTYPES, TINY
-from sat_udpdiff.generation import (
-    Encoders,
-    GeneratedSample,
-    SampleRequest,
-    check_request,
-    check_task,
-    generate,
-)
+from sat_udpdiff.config_io import dump_config, parse_cli
+from sat_udpdiff.generation import SampleRequest, check_request, check_task
+from sat_udpdiff.held_out import prompts_of_file
+from sat_udpdiff.loading import Model, settings_beside, unseen_words
 from sat_udpdiff.outputs import write_sample
-from sat_udpdiff.weights.beside import frozen_beside, own_config_file
 from sat_udpdiff.weights.find import find_weights, is_on_hub
-from sat_udpdiff.weights.fingerprint import fingerprint
-
-if TYPE_CHECKING:
-    from sat_udpdiff.model.transformer import UDPDiffTransformer
 
 _SHORTCUTS = {
     "num_frames": "data.num_frames",
@@ -51,7 +34,6 @@ _SHORTCUTS = {
     "guidance_scale": "sample.guidance_scale",
 }
 """Options of the command line that stand for a setting."""
-_PACKAGES = ("torch", "numpy", "diffusers", "transformers", "SwissArmyTransformer")
 _SLUG_LENGTH = 40
 
 
@@ -76,19 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 find_weights(options.load, ema=options.ema)
             print(dump_config(config) + "\n".join(str(f) for job in jobs for f in job.folders))
             return 0
-        # From here on this very file, for a run that trains on makes new ones.
-        weights = find_weights(options.load, ema=options.ema).resolve()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(config, device=device.type)
-        encoders = Encoders.load(config, device=device)
-        network = load_network(weights, config=config, device=device)
+        model = Model.load(options.load, config=config, ema=options.ema)
     except ValueError as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
-    _warn_about_prompts(jobs, encoders=encoders)
-    facts = common_facts(weights, config=config, network=network, encoders=encoders)
-    facts["weights"] |= {"load": options.load, "ema": options.ema}
-    run(jobs, network=network, encoders=encoders, config=config, facts=facts)
+    for line in unseen_words([job.request.prompt for job in jobs], encoders=model.encoders):
+        print(f"sample.py: note: {line}", file=sys.stderr)
+    run(jobs, model=model)
     return 0
 
 
@@ -134,35 +110,16 @@ def folder_name(request: SampleRequest, *, index: int, seed: int) -> str:
     return f"{index:03d}_{slug or 'prompt'}_{request.task or 'rgb'}_seed{seed}"
 
 
-def load_network(weights: Path, *, config: Config, device: torch.device) -> "UDPDiffTransformer":
-    """The network with weights that `find_weights` found, frozen."""
-    # SAT takes seconds to import; a request that cannot be met is refused without it.
-    from sat_udpdiff.model.transformer import build_network
-    from sat_udpdiff.weights.adapted import load_weights
-
-    network = build_network(config.model, dtype=DTYPES[config.train.precision], device=device)
-    load_weights(network, config, weights=str(weights), expand=False)
-    return network.eval().requires_grad_(False)
-
-
-def run(
-    jobs: list[Job],
-    *,
-    network: "UDPDiffTransformer",
-    encoders: Encoders,
-    config: Config,
-    facts: dict[str, Any],
-) -> None:
+def run(jobs: list[Job], *, model: Model) -> None:
     """Make all samples, each written as soon as it is there."""
+    config = model.config
     count = sum(len(job.folders) for job in jobs)
     with tqdm(total=count * config.sample.num_steps, unit="step", dynamic_ncols=True) as bar:
         for job in jobs:
             bar.set_description(job.request.prompt[:_SLUG_LENGTH])
-            samples = generate(
-                network, job.request, encoders=encoders, config=config, on_step=bar.update
-            )
+            samples = model.generate(job.request, on_step=bar.update)
             for sample, folder in zip(samples, job.folders, strict=True):
-                record = make_record(sample, request=job.request, folder=folder, facts=facts)
+                record = model.record(sample, request=job.request, folder=folder)
                 # What may be replaced was settled by `plan`.
                 write_sample(sample, folder, config=config, record=record, overwrite=True)
                 bar.write(str(folder / "contact_sheet.png"), file=sys.stdout)
@@ -212,19 +169,13 @@ def _with_settings(arguments: list[str]) -> list[str]:
         for name, key in _SHORTCUTS.items()
         if getattr(known, name) is not None
     ]
+    names_base = any(word.split("=")[0] == "--base" for word in arguments)
     if known.load is None:
         return [*settings, *arguments]
+    files, brought = settings_beside(known.load, names_base=names_base or _asks_for_help(arguments))
+    base = ["--base", *files] if files else []
     # First, so that what the user names wins.
-    settings = [*frozen_beside(known.load), *settings]
-    own = None if known.load == TINY else own_config_file(known.load)
-    if own is not None:
-        return [*settings, "--base", str(own), *arguments]
-    names_base = any(word.split("=")[0] == "--base" for word in arguments)
-    if not names_base and not _asks_for_help(arguments):
-        if not Path(known.load).exists() and not is_on_hub(known.load):
-            raise ValueError(f"--load: nothing lies at {known.load}")
-        raise ValueError(f"--base: expected configuration files, since {known.load} has none")
-    return [*settings, *arguments]
+    return [*brought, *settings, *base, *arguments]
 
 
 def _asks_for_help(arguments: list[str]) -> bool:
@@ -234,78 +185,10 @@ def _asks_for_help(arguments: list[str]) -> bool:
 def _prompts(options: argparse.Namespace) -> list[str]:
     prompts = list(options.prompt)
     if options.prompts is not None:
-        try:
-            lines = options.prompts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ValueError(f"--prompts: cannot read {options.prompts}: {reason}") from None
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise ValueError(f"--prompts: {options.prompts} holds no prompt; one per line")
-        prompts += found
+        prompts += prompts_of_file(options.prompts, option="--prompts")
     if not prompts:
         raise ValueError("--prompt: expected text, or a file of prompts by --prompts, got nothing")
     return prompts
-
-
-def _warn_about_prompts(jobs: list[Job], *, encoders: Encoders) -> None:
-    """Say what the text encoder will not see of a prompt."""
-    text = encoders.text
-    for prompt in dict.fromkeys(job.request.prompt for job in jobs):
-        if (count := text.num_tokens(prompt)) > text.text_length:
-            print(
-                f"sample.py: note: {prompt!r} has {count} tokens; those after {text.text_length} "
-                "are cut off (model.text_length)",
-                file=sys.stderr,
-            )
-        if unknown := text.unknown_words(prompt):
-            print(
-                f"sample.py: note: unknown to the text encoder: {', '.join(unknown)}. "
-                f"It knows: {' '.join(sorted(text.known_words()))}",
-                file=sys.stderr,
-            )
-
-
-def common_facts(
-    weights: Path,
-    *,
-    config: Config,
-    network: "UDPDiffTransformer",
-    encoders: Encoders,
-) -> dict[str, Any]:
-    """What all samples of this run have in common."""
-    return {
-        "weights": {"file": str(weights), "sha256": fingerprint(network)},
-        "codec": {"weights": config.codec.weights, "sha256": fingerprint(encoders.codec.vae)},
-        "text": {"weights": config.text.weights, "sha256": fingerprint(encoders.text.model)},
-        "config": to_values(config),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _PACKAGES},
-        },
-        "device": str(encoders.codec.device),
-    }
-
-
-def make_record(
-    sample: GeneratedSample, *, request: SampleRequest, folder: Path, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Content of sample.json."""
-    words = ["python", "sat_udpdiff/sample.py", "--base", str(folder / "config.yaml")]
-    words += ["--load", facts["weights"]["file"]]
-    words += ["--task", sample.task] if sample.task else []
-    words += ["--prompt", sample.prompt, "--seed", str(sample.seed), "--output", "AGAIN"]
-    return {
-        "prompt": sample.prompt,
-        "task": sample.task,
-        "seed": sample.seed,
-        "num_frames": request.num_frames,
-        "height": request.height,
-        "width": request.width,
-        "batch": list(request.seeds),
-        "command": shlex.join(words),
-        **facts,
-    }
 
 
 if __name__ == "__main__":

@@ -20,13 +20,24 @@ FLOORS = [
     {
         "sat_udpdiff.evaluation",
         "sat_udpdiff.generation",
+        "sat_udpdiff.held_out",
+        "sat_udpdiff.loading",
         "sat_udpdiff.outputs",
         "sat_udpdiff.pipeline",
         "sat_udpdiff.plan",
         "sat_udpdiff.training",
         "sat_udpdiff.weights",
     },
-    {"sat_udpdiff.convert", "sat_udpdiff.sample", "sat_udpdiff.tiny", "sat_udpdiff.train"},
+    {
+        "sat_udpdiff.ablate",
+        "sat_udpdiff.ablation",
+        "sat_udpdiff.convert",
+        "sat_udpdiff.evaluate",
+        "sat_udpdiff.held_out_samples",
+        "sat_udpdiff.sample",
+        "sat_udpdiff.tiny",
+        "sat_udpdiff.train",
+    },
 ]
 TOP_LEVEL = {
     "sat_udpdiff", "launch", "configs", "data_loaders", "tests",

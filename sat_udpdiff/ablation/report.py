@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders.atomic_file import write_atomically
-from data_loaders.shard_page_style import STYLE
+from data_loaders.page_parts import document, tiles
 from sat_udpdiff.ablation.figure import curves_png
 from sat_udpdiff.ablation.grids import Grid, all_grid, curve_grid, ordering_grid, paper_grids
 from sat_udpdiff.ablation.orderings import Judgement, judge_all, summary
@@ -147,35 +147,14 @@ def to_page(report: Report, *, folder: Path, curves: bytes) -> str:
     missing = "".join(
         f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in report.missing.items()
     )
-    facts = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
-        for name, value in report.facts.items()
-    )
     notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes())
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Ablations</title>
-<style>{STYLE}
-img {{ max-width: 100%; }} td, th {{ padding: .15rem .5rem; }} .wide {{ overflow-x: auto; }}
-</style>
-</head>
-<body>
-<header><p class="eyebrow">UDPDiff</p><h1>Ablations</h1></header>
-<main>
-{notes}
+    body = f"""{notes}
 {f"<h2>What is missing</h2><ul>{missing}</ul>" if missing else ""}
 {"".join(sections)}
 {f"<h2>Samples, same prompt and seed in all rows</h2>{sheets}" if sheets else ""}
 <h2>How it was made</h2>
-<dl class="facts">{facts}</dl>
-</main>
-</body>
-</html>
-"""
+{tiles({name: str(value) for name, value in report.facts.items()})}"""
+    return document("Ablations", kind="UDPDiff", body=body)
 
 
 def _table(grid: Grid) -> str:

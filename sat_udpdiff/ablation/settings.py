@@ -12,6 +12,7 @@ from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import plain
 from sat_udpdiff.config_sources import Setting, build, read_file, read_override
 from sat_udpdiff.evaluation.settings import EvaluationConfig
+from sat_udpdiff.evaluation.settings import check as check_evaluation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +120,10 @@ def chosen(config: AblationConfig) -> tuple[Arm, ...]:
 
 def _check(config: AblationConfig) -> None:
     choose_arms(config.arms)
+    try:
+        check_evaluation(config.evaluation)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation: {error}", keys=error.keys) from None
     if not config.seeds:
         raise ConfigError("seeds: expected at least one, got none", keys=("seeds",))
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:

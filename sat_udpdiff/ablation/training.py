@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
 from data_loaders.differences import difference
@@ -131,7 +132,8 @@ def cache_name(config: AblationConfig, arm: Arm) -> str:
     return SHARED if own == shared else arm.name
 
 
-def _cache_key(family: str, files: Sequence[str]) -> dict[str, object]:
+@cache
+def _cache_key(family: str, files: tuple[str, ...]) -> dict[str, object]:
     config = load_config([str(REPOSITORY / file) for file in (family, *files)])
     settings = cache_settings(config, recolourings=1)
     # Which maps are needed is no matter: the shared cache has all.

@@ -20,17 +20,14 @@ import torch
 from PIL import Image
 
 from data_loaders.synthetic import held_out_prompts
-from sat_udpdiff.config import TASKS, Config
+from sat_udpdiff.config import TASKS, Task
 from sat_udpdiff.config_io import load_config
-from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
-from sat_udpdiff.model.transformer import build_network
+from sat_udpdiff.generation import GeneratedSample, SampleRequest
+from sat_udpdiff.loading import Model
 from sat_udpdiff.outputs import contact_sheet, write_sample
-from sat_udpdiff.sample import common_facts, make_record
 from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
 from sat_udpdiff.tiny.recipe import call, make_latents, make_shards, training_settings
 from sat_udpdiff.training.metrics import METRICS_FILE
-from sat_udpdiff.weights.find import find_weights
-from sat_udpdiff.weights.load import load_network_weights
 
 _SHEETS_SHOWN = 3
 _BASE = ("configs/tiny.yaml", "configs/multitask.yaml")
@@ -56,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(name, options=options, latents=latents)
         show_data_wait(options.output / name)
     prompts = held_out_prompts(options.prompts, seed=0, style="long")
-    multitask = Runs(options.output / "multitask")
-    samples = {task: multitask.sample(prompts, task=task) for task in TASKS}
-    baseline = Runs(options.output / "baseline").sample(prompts, task=None)
+    run = options.output / "multitask"
+    multitask = load_run(run)
+    samples = {task: sample(multitask, prompts, task=task, run=run) for task in TASKS}
+    run = options.output / "baseline"
+    baseline = sample(load_run(run), prompts, task=None, run=run)
     numbers = measure(samples, baseline=baseline)
     show(numbers, samples=samples, output=options.output)
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes in all")
@@ -91,44 +90,33 @@ def show_data_wait(run: Path) -> None:
     print(f"training waited for data for {share:.1%} of its time")
 
 
-class Runs:
+def load_run(folder: Path) -> Model:
     """A finished run, ready to be sampled."""
+    config = load_config([str(folder / "config.yaml")], [])
+    return Model.load(str(folder), config=config, device=torch.device("cpu"))
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.config: Config = load_config([str(folder / "config.yaml")], [])
-        self.network = build_network(self.config.model, dtype=torch.float32, device="cpu")
-        load_network_weights(
-            self.network, self.config, weights=str(folder), ema=False, expand=False
-        )
-        self.network.eval().requires_grad_(False)
-        self.encoders = Encoders.load(self.config, device="cpu")
-        self.facts = common_facts(
-            find_weights(str(folder), ema=False),
-            config=self.config,
-            network=self.network,
-            encoders=self.encoders,
-        )
 
-    def sample(self, prompts: Sequence[str], *, task: str | None) -> list[GeneratedSample]:
-        """One sample per prompt, seed = number of the prompt, written beside the run."""
-        print(f"\nsampling {len(prompts)} prompts, task {task or 'none'}", flush=True)
-        data, samples = self.config.data, []
-        for seed, prompt in enumerate(prompts):
-            request = SampleRequest(
-                prompt=prompt,
-                task=task,  # type: ignore[arg-type]
-                seeds=(seed,),
-                num_frames=data.num_frames,
-                height=data.height,
-                width=data.width,
-            )
-            (sample,) = generate(self.network, request, encoders=self.encoders, config=self.config)
-            folder = self.folder / "samples" / f"{seed:03d}_{task or 'rgb'}"
-            record = make_record(sample, request=request, folder=folder, facts=self.facts)
-            write_sample(sample, folder, config=self.config, record=record, overwrite=True)
-            samples.append(sample)
-        return samples
+def sample(
+    model: Model, prompts: Sequence[str], *, task: Task | None, run: Path
+) -> list[GeneratedSample]:
+    """One sample per prompt, seed = number of the prompt, written beside the run."""
+    print(f"\nsampling {len(prompts)} prompts, task {task or 'none'}", flush=True)
+    data, samples = model.config.data, []
+    for seed, prompt in enumerate(prompts):
+        request = SampleRequest(
+            prompt=prompt,
+            task=task,
+            seeds=(seed,),
+            num_frames=data.num_frames,
+            height=data.height,
+            width=data.width,
+        )
+        (made,) = model.generate(request)
+        folder = run / "samples" / f"{seed:03d}_{task or 'rgb'}"
+        record = model.record(made, request=request, folder=folder)
+        write_sample(made, folder, config=model.config, record=record, overwrite=True)
+        samples.append(made)
+    return samples
 
 
 def show(numbers: DemoNumbers, *, samples: dict[str, list[GeneratedSample]], output: Path) -> None:

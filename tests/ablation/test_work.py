@@ -5,6 +5,7 @@ The programs are played by a class that leaves behind what they would.
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,11 @@ from sat_udpdiff.evaluation.run import Evaluation, Group
 SMALL = ("arms=[depth,multitask]", "seeds=[0,1]", "run.jobs=1", "training.steps=4")
 
 
-class PlayedPrograms:
+class PlayedPrograms(Programs):
     """Leaves the files of train.py and evaluate.py; fails where it is told to."""
 
     calls: list[list[str]]
     failing: str
-
-    def __init__(self, *, jobs):
-        self.jobs = jobs
 
     def run(self, words, *, log):
         self.calls.append(list(words))
@@ -43,9 +41,6 @@ class PlayedPrograms:
             train(words)
         else:
             judge(words)
-
-    def stop(self):
-        pass
 
 
 def value_of(words, key):
@@ -210,20 +205,22 @@ def test_a_program_that_fails_shows_the_end_of_its_log(tmp_path):
 
 
 def test_stopping_ends_programs_and_starts_no_more(tmp_path):
-    programs, log = Programs(jobs=1), tmp_path / "log"
-    stopped = []
+    programs, log, errors = Programs(jobs=1), tmp_path / "log", []
 
     def run():
         try:
-            programs.run(["python", "-c", "print(0, flush=True); input(); import time; "
-                          "time.sleep(600)"], log=log)  # fmt: skip
-        except (StoppedError, ProgramError) as error:
-            stopped.append(type(error))
+            code = "import time; print('begun', flush=True); time.sleep(600)"
+            programs.run(["python", "-c", code], log=log)
+        except StoppedError as error:
+            errors.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
+    while not (log.is_file() and log.read_text().endswith("begun\n")):
+        time.sleep(0.05)
     programs.stop()
     thread.join(timeout=60)
-    assert not thread.is_alive() and len(stopped) <= 1
+    assert not thread.is_alive() and len(errors) == 1
     with pytest.raises(StoppedError):
         programs.run(["python", "-c", "print('never')"], log=log)
+    assert "never" not in log.read_text()

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from data_loaders import shard_page
+from data_loaders import page_parts
 from data_loaders.shard_cli import main
 from data_loaders.shard_page import choose_samples, page
 from data_loaders.shard_writer import Entry, write_manifest, write_shard
@@ -170,5 +170,5 @@ def test_other_kinds_have_figures_but_no_page(tmp_path, capsys):
 
 def test_a_panel_keeps_its_pixels_when_enlarged():
     rgb = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(1, 2, 3, 3)
-    large = shard_page._fit(rgb, exact=True)
+    large = page_parts.fit(rgb, exact=True)
     np.testing.assert_array_equal(large[:, ::120, ::120], rgb)

@@ -16,7 +16,7 @@ from data_loaders.decode import encode_rgb
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
     "SHARDS", "OWN", "LATENTS", "VIDEOS", "RUN", "OWN_RUN", "CACHED_RUN", "LORA_RUN",
-    "LORA", "SAMPLES", "captions.jsonl", "page.html",
+    "LORA", "SAMPLES", "SCORES", "SAMPLE_SCORES", "captions.jsonl", "page.html",
 )  # fmt: skip
 # What a command gets besides, so that it ends soon; later words win.
 SHORTER = {
@@ -27,12 +27,14 @@ SHORTER = {
     ],
     "configs/tiny.yaml": ["train.steps=2", "train.micro_batch_size=1"],
     "sat_udpdiff/sample.py": ["--steps", "2"],
+    "configs/evaluation/tiny.yaml": ["prompts.count=2", "reference.count=2", "sample.num_steps=2"],
 }
 
 
 def commands() -> list[list[str]]:
-    """Words of each command below "Your own run"."""
-    text = (ROOT / "README.md").read_text().split("## Your own run")[1].split("\n## ")[0]
+    """Words of each command below "Your own run" and "Evaluation"."""
+    text = (ROOT / "README.md").read_text()
+    text = text.split("## Your own run")[1].split("\n## Panda-Dense")[0]
     block = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
     lines = block.replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines]
@@ -71,7 +73,7 @@ def test_every_command_of_the_readme_works(tmp_path):
     captions = [{"path": f"{name}.mp4", "caption": "squares"} for name in ("one", "two")]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)) + "\n")
     shown = commands()
-    assert len(shown) == 13
+    assert len(shown) == 15
     for words in shown:
         ready = prepared(words, tmp_path)
         done = subprocess.run(
@@ -81,3 +83,5 @@ def test_every_command_of_the_readme_works(tmp_path):
     assert "<video" in (tmp_path / "page.html").read_text()
     assert (tmp_path / "LORA" / "pytorch_lora_weights.safetensors").is_file()
     assert list((tmp_path / "SAMPLES").glob("*/side_by_side.mp4"))
+    for scores in ("SCORES", "SAMPLE_SCORES"):
+        assert "<video" in (tmp_path / scores / "report.html").read_text()

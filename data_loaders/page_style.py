@@ -1,4 +1,4 @@
-"""Style sheet of `shard_page`."""
+"""Style sheet of our pages; see `page_parts`."""
 
 STYLE = """
 :root {
@@ -34,6 +34,8 @@ dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
 .plots { columns: 20rem; column-gap: .75rem; margin-top: .75rem; }
 figure { margin: 0 0 .75rem; padding: .9rem; break-inside: avoid; }
 figcaption { margin-bottom: .5rem; font-weight: 600; font-size: .85rem; }
+.wide { overflow-x: auto; }
+img { display: block; max-width: 100%; height: auto; border-radius: .35rem; }
 table { width: 100%; border-collapse: collapse; font-size: .82rem; }
 th { color: var(--soft); font-weight: 400; text-align: right; white-space: nowrap; }
 td { text-align: right; font-variant-numeric: tabular-nums; }

@@ -1,0 +1,167 @@
+"""The numbers of the paper's tables 1 to 12, and which value files make each row here.
+
+"Unified Dense Prediction of Video Diffusion", 1024 unseen clips of Panda-70M. Consistency and
+smoothness are in percent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sat_udpdiff.config import Task
+
+NUM_CLIPS = 1024
+"""Unseen clips of Panda-70M that the numbers are of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of the tables."""
+
+    header: str
+    score: str
+    """Name of our score."""
+    factor: float = 1.0
+    """From our score to the number that is printed."""
+    digits: int = 2
+    higher_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        """A score of ours as the tables print it."""
+        return f"{self.factor * value:.{self.digits}f}"
+
+
+COLUMNS = (
+    Column(header="SC", score="subject_consistency", factor=100.0),
+    Column(header="BC", score="background_consistency", factor=100.0),
+    Column(header="MS", score="motion_smoothness", factor=100.0),
+    Column(header="FVD", score="fvd", higher_is_better=False),
+    Column(header="delta1", score="depth_delta1", digits=4),
+    Column(header="RMSE", score="depth_rmse", digits=4, higher_is_better=False),
+    Column(header="seconds", score="seconds", higher_is_better=False),
+)
+"""In the order of the tables; `seconds` is the time of one sample on an A100 (Table 4)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaperRow:
+    """One row of a table."""
+
+    table: int
+    name: str
+    values: Mapping[str, float]
+    """Header of a column -> the number as printed."""
+    files: tuple[str, ...]
+    """Below configs/, without .yaml: what the row's network is trained with; the family first."""
+    task: Task | None = None
+    """Of the samples that the numbers are of; None where there is no map."""
+
+
+TITLES = {
+    1: "Single task",
+    2: "Multi-task",
+    3: "Depth quality",
+    4: "Inference time",
+    5: "Task signal",
+    6: "Colormap of entities",
+    7: "Shares of the tasks (segmentation, depth)",
+    8: "Source of depth",
+    9: "Source of entities",
+    10: "Initialisation of the new channels",
+    11: "Initialisation of the network",
+    12: "Size of the network",
+}
+
+
+_BASELINE = ("5b", "baseline")
+_MULTITASK = ("5b", "multitask")
+_SEGMENTATION, _DEPTH = ("5b", "segmentation"), ("5b", "depth")
+
+
+def _vbench(sc: float, bc: float, ms: float, **more: float) -> dict[str, float]:
+    return {"SC": sc, "BC": bc, "MS": ms, **more}
+
+
+_COGVIDEOX = _vbench(94.57, 95.80, 97.67)
+_SINGLE_SEGMENTATION, _SINGLE_DEPTH = _vbench(94.98, 95.92, 98.62), _vbench(95.91, 96.24, 98.10)
+_MULTITASK_SEGMENTATION = _vbench(95.21, 95.69, 98.24, FVD=316.76)
+_MULTITASK_DEPTH = _vbench(97.07, 96.89, 99.23)
+
+_SEGMENTATION_ROWS = (
+    (1, "segmentation", _SINGLE_SEGMENTATION, _SEGMENTATION),
+    (2, "segmentation", _MULTITASK_SEGMENTATION, _MULTITASK),
+    (6, "location-aware", _vbench(81.26, 79.33, 88.79), (*_SEGMENTATION, "location_aware")),
+    (6, "Pixelplanes", _SINGLE_SEGMENTATION, _SEGMENTATION),
+    (9, "8x8 grid", _vbench(93.12, 93.73, 96.18), (*_SEGMENTATION, "point_grid_8x8")),
+    (9, "12x12 grid", _vbench(92.96, 93.59, 96.35), (*_SEGMENTATION, "point_grid_12x12")),
+    (9, "EntitySeg", _SINGLE_SEGMENTATION, _SEGMENTATION),
+    (12, "2B", _vbench(87.29, 89.19, 91.76), ("2b", "segmentation")),
+    (12, "5B", _SINGLE_SEGMENTATION, _SEGMENTATION),
+)
+_DEPTH_ROWS = (
+    (1, "depth", _SINGLE_DEPTH, _DEPTH),
+    (2, "depth", {**_MULTITASK_DEPTH, "FVD": 302.55}, _MULTITASK),
+    # Not a network of ours: run on the videos of the multi-task network.
+    (3, "Depth Anything V2", {"delta1": 0.5808, "RMSE": 0.0907}, _MULTITASK),
+    (3, "multi-task depth", {"delta1": 0.4176, "RMSE": 0.1634}, _MULTITASK),
+    (4, "single task", {"seconds": 205.75}, _DEPTH),
+    (4, "multi-task", {"seconds": 205.81}, _MULTITASK),
+    (5, "text prompt", _vbench(95.17, 95.78, 98.67, FVD=321.43), (*_MULTITASK, "text_prompt")),
+    (5, "task embedding", {**_MULTITASK_DEPTH, "FVD": 302.55}, _MULTITASK),
+    (7, "0.3, 0.7", _vbench(95.89, 96.54, 98.16), (*_MULTITASK, "partition_03_07")),
+    (7, "0.7, 0.3", _vbench(96.72, 96.37, 96.97), (*_MULTITASK, "partition_07_03")),
+    (7, "0.5, 0.5", _MULTITASK_DEPTH, _MULTITASK),
+    (8, "Depth Anything V2", _vbench(94.87, 96.29, 96.13), (*_DEPTH, "depth_anything_v2")),
+    (8, "DepthCrafter", _SINGLE_DEPTH, _DEPTH),
+    (10, "random", _vbench(95.15, 95.48, 97.99), (*_MULTITASK, "random_channels")),
+    (10, "duplicate", _MULTITASK_DEPTH, _MULTITASK),
+    (11, "scratch, single task", _vbench(81.28, 76.39, 84.46), (*_DEPTH, "scratch_single")),
+    (11, "scratch, multi-task", _vbench(84.32, 81.63, 89.31), (*_MULTITASK, "scratch_multitask")),
+    (11, "CogVideoX, multi-task", _MULTITASK_DEPTH, _MULTITASK),
+)
+_VIDEO_ROWS = (
+    (1, "CogVideoX 5B", _COGVIDEOX, _BASELINE),
+    (2, "CogVideoX 5B", {**_COGVIDEOX, "FVD": 343.92}, _BASELINE),
+    (4, "CogVideoX", {"seconds": 204.46}, _BASELINE),
+)
+# The paper says the task in Tables 1 to 3; elsewhere it is that of the best row, which stands in
+# one of them.
+_TASK_ROWS: tuple[tuple[Task | None, tuple], ...] = (
+    (None, _VIDEO_ROWS),
+    ("segmentation", _SEGMENTATION_ROWS),
+    ("depth", _DEPTH_ROWS),
+)
+
+ROWS: tuple[PaperRow, ...] = tuple(
+    sorted(
+        (
+            PaperRow(
+                table=table,
+                name=name,
+                values=values,
+                files=tuple(f"ablations/{f}" if i > 1 else f for i, f in enumerate(files)),
+                task=task,
+            )
+            for task, rows in _TASK_ROWS
+            for table, name, values, files in rows
+        ),
+        key=lambda row: row.table,
+    )
+)
+"""In the order of the paper."""
+
+
+def table_rows(table: int) -> tuple[PaperRow, ...]:
+    """The rows of a table.
+
+    Raises:
+        ValueError: The paper has no such table.
+    """
+    if table not in TITLES:
+        raise ValueError(f"table: expected 1 to {max(TITLES)}, got {table}")
+    return tuple(row for row in ROWS if row.table == table)
+
+
+def main_row(*, task: Task | None, tasks: Sequence[Task]) -> PaperRow:
+    """The row of Table 1 or 2 for a network that was trained on `tasks`, sampled for `task`."""
+    table = 1 if tuple(tasks) == (task,) else 2
+    return next(row for row in table_rows(table) if row.task == task)

@@ -1,0 +1,103 @@
+"""Plots of scores per video; arrays in, PNG files out."""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+_BINS = 20
+_SIZE = (5.0, 3.2)
+_DPI = 110
+_ENTITY_EDGES = (0, 1, 2, 3, 4, 5, 10, 20, 50)
+"""Lower ends of the ranges that numbers of entities are counted in."""
+
+
+def distributions(
+    values: Mapping[str, Sequence[float]], *, title: str, axis: str, means: bool = True
+) -> bytes:
+    """Histograms of several sets over one axis, as outlines.
+
+    Args:
+        values: Name of a set -> its values, one or more, finite.
+        title: Of the plot.
+        axis: What the values are.
+        means: Draw the mean of each set.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = _figure(title, x=axis, y="videos")
+    every = np.concatenate([np.asarray(v, dtype=float) for v in values.values()])
+    edges = np.histogram_bin_edges(every, bins=_BINS)
+    for i, (name, some) in enumerate(values.items()):
+        colour = f"C{i}"
+        axes.hist(some, bins=edges, histtype="step", linewidth=1.6, color=colour, label=name)
+        if means:
+            axes.axvline(float(np.mean(some)), color=colour, linestyle=":", linewidth=1.2)
+    axes.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def cumulative(values: Mapping[str, Sequence[float]], *, title: str, axis: str) -> bytes:
+    """Share of videos up to each value, one curve per set: errors of different sets compare so.
+
+    Args:
+        values: As for `distributions`.
+        title: Of the plot.
+        axis: What the values are.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = _figure(title, x=axis, y="share of videos")
+    for name, some in values.items():
+        axes.ecdf(np.asarray(some, dtype=float), label=name, linewidth=1.6)
+    axes.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def entity_histogram(counts: Mapping[str, Sequence[float]], *, title: str) -> bytes:
+    """Shares of clips by their number of entities, sets side by side.
+
+    Args:
+        counts: Name of a set -> entities of each of its clips.
+        title: Of the plot.
+
+    Returns:
+        A PNG.
+    """
+    figure, axes = _figure(title, x="entities of a clip", y="share of clips")
+    edges = [*_ENTITY_EDGES, np.inf]
+    places, width = np.arange(len(_ENTITY_EDGES)), 0.8 / max(1, len(counts))
+    for i, (name, some) in enumerate(counts.items()):
+        shares = np.histogram(some, bins=edges)[0] / max(1, len(some))
+        axes.bar(places + (i - (len(counts) - 1) / 2) * width, shares, width, label=name)
+    axes.set_xticks(places, [_range(low, high) for low, high in pairwise(edges)])
+    axes.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def _range(low: float, high: float) -> str:
+    if high == np.inf:
+        return f">={low:.0f}"
+    return f"{low:.0f}" if high == low + 1 else f"{low:.0f}-{high - 1:.0f}"
+
+
+def _figure(title: str, *, x: str, y: str) -> tuple[Figure, Any]:
+    # Not pyplot: it keeps figures, and wants a display where one is named.
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
+        axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,109 @@
+"""Samples of held-out prompts: the same prompts and seeds for every network and task.
+
+Each is a folder that `sample.py` would write. Those that are whole are kept, others made again, so
+that a run that was stopped goes on, with however many processes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sat_udpdiff.config import Config, Task
+from sat_udpdiff.distributed import Place
+from sat_udpdiff.evaluation.measure import UnusableError
+from sat_udpdiff.evaluation.videos import SampleVideo
+from sat_udpdiff.generation import SampleRequest, check_request
+from sat_udpdiff.held_out import HeldOutPrompt
+from sat_udpdiff.loading import Model
+from sat_udpdiff.outputs import write_sample
+from sat_udpdiff.sample import Job, folder_name
+
+
+def plan_samples(
+    prompts: Sequence[HeldOutPrompt], *, config: Config, seed: int, folder: Path
+) -> list[Job]:
+    """One sample per prompt and task of the network; prompt number k has seed `seed` + k.
+
+    Args:
+        prompts: What is asked for.
+        config: Of the network; clips have the size of its training.
+        seed: Of the first prompt.
+        folder: Where the samples' folders are.
+
+    Raises:
+        ValueError: A request does not fit the network.
+    """
+    tasks: Sequence[Task | None] = config.data.tasks if config.model.dense_groups else (None,)
+    jobs = []
+    for prompt in prompts:
+        for task in tasks:
+            request = SampleRequest(
+                prompt=prompt.text,
+                task=task,
+                seeds=(seed + prompt.number,),
+                num_frames=config.data.num_frames,
+                height=config.data.height,
+                width=config.data.width,
+            )
+            check_request(request, config=config)
+            name = folder_name(request, index=prompt.number, seed=request.seeds[0])
+            jobs.append(Job(request=request, folders=(folder / name,)))
+    return jobs
+
+
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    """Those whose sample is not there, or not whole."""
+    return [job for job in jobs if _existing(job) is None]
+
+
+def make_samples(jobs: Sequence[Job], *, model: Model, place: Place) -> None:
+    """Make what is missing of this process's share.
+
+    Raises:
+        ValueError: A sample of other weights, settings or prompts lies there.
+    """
+    ours = jobs[place.rank :: place.world_size]
+    for job in ours:
+        _refuse_others(job, model=model)
+    left = missing(ours)
+    steps = len(left) * model.config.sample.num_steps
+    bar = tqdm(total=steps, desc="sampling", unit="step", dynamic_ncols=True,
+               disable=not place.is_main)  # fmt: skip
+    with bar:
+        for job in left:
+            (sample,) = model.generate(job.request, on_step=bar.update)
+            (folder,) = job.folders
+            record = model.record(sample, request=job.request, folder=folder)
+            write_sample(sample, folder, config=model.config, record=record, overwrite=True)
+
+
+def _existing(job: Job) -> SampleVideo | None:
+    try:
+        return SampleVideo.open(job.folders[0])
+    except UnusableError:
+        return None
+
+
+def _refuse_others(job: Job, *, model: Model) -> None:
+    found = _existing(job)
+    if found is None:
+        return
+    sample = model.config.sample
+    wanted = {
+        "weights_sha256": model.facts["weights"]["sha256"],
+        "sample.num_steps": sample.num_steps,
+        "sample.sampler": sample.sampler,
+        "sample.guidance": sample.guidance,
+        "sample.guidance_scale": sample.guidance_scale,
+        "sample.schedule": sample.schedule,
+    }
+    request = job.request
+    differing = [key for key, value in wanted.items() if found.made_by.get(key) != value]
+    size = (request.num_frames, request.height, request.width)
+    if (found.prompt, found.size) != (request.prompt, size):
+        differing.append("prompt or size")
+    if differing:
+        raise ValueError(
+            f"--output: {found.folder} is a sample of another {differing[0]}; give another folder"
+        )

@@ -1,0 +1,180 @@
+"""Tables, plots and the page."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sat_udpdiff.evaluation import plots, report, tables
+from sat_udpdiff.evaluation.arrays import ArrayVideo
+from sat_udpdiff.evaluation.entity_counts import ENTITIES_SCORE
+from sat_udpdiff.evaluation.measure import Score
+from sat_udpdiff.evaluation.run import Cost, Evaluation, Group
+
+_VOID = {"meta", "img", "link", "br", "hr", "input"}
+RNG = np.random.default_rng(0)
+
+
+class Nesting(HTMLParser):
+    """Fails where a tag is closed that is not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+
+def assert_well_formed(html: str) -> None:
+    parser = Nesting()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+
+
+def video(name: str, *, prompt: str = "a disc") -> ArrayVideo:
+    shape = (3, 32, 48)
+    return ArrayVideo(
+        name=name,
+        prompt=prompt,
+        task="depth",
+        frames=RNG.integers(0, 256, (*shape, 3), np.uint8),
+        colours=RNG.integers(0, 256, (*shape, 3), np.uint8),
+        disparity=RNG.random(shape, np.float32),
+    )
+
+
+def evaluation(name: str = "multi", *, trained: str = "segmentation, depth") -> Evaluation:
+    per_video = {f"v{i}": 0.9 + i / 100 for i in range(5)}
+    scores = (
+        Score(
+            name="subject_consistency",
+            value=0.9207,
+            higher_is_better=True,
+            per_video=per_video,
+            interval=(0.91, 0.93),
+            facts={"weights": "a|b"},
+        ),
+        Score(name="fvd", value=310.256, higher_is_better=False, facts={"n": 5}),
+        Score(name="edge", value=0.5, higher_is_better=False, per_video=per_video),
+        Score(name=ENTITIES_SCORE, value=1.5, higher_is_better=False, per_video={"v0": 3.0}),
+        Score(name="depth_rmse", value=0.1, higher_is_better=False, per_video=per_video),
+    )
+    group = Group(
+        name="depth",
+        videos=tuple(per_video),
+        scores=scores,
+        exclusions={"edge": {"v9": "one frame"}},
+        failures={"motion": "no video could be judged"},
+    )
+    return Evaluation(
+        name=name,
+        groups=(group,),
+        left_out={"v7": "half written: no sample.json"},
+        reference_exclusions={"fvd": {"r": "damaged"}},
+        costs={"edge": Cost(seconds=30.0, videos=5)},
+        facts={"trained_tasks": trained, "gpu": None},
+    )
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line[1:-1].split(" | ")] for line in text.splitlines()]
+
+
+def test_a_row_stands_above_the_papers() -> None:
+    heads, _, ours, paper = rows_of(tables.paper_table([evaluation()]))
+    assert heads == [
+        "row", "task", "videos", "SC", "BC", "MS", "FVD", "delta1", "RMSE", "seconds",
+    ]  # fmt: skip
+    assert ours[:4] == ["multi", "depth", "5", "92.07 (91.00 to 93.00)"]
+    assert ours[6:9] == ["310.26", "", "0.1000"]
+    assert paper == [
+        "*paper, Table 2 (multi-task)*", "depth", "1024", "97.07", "96.89", "99.23", "302.55",
+        "", "", "",
+    ]  # fmt: skip
+
+
+def test_the_papers_row_is_of_such_a_network() -> None:
+    single = tables.paper_table([evaluation(trained="depth")])
+    assert "Table 1 (single task)" in single and "95.91" in single
+    unknown = Evaluation(name="files", groups=evaluation().groups)
+    assert "paper" not in tables.paper_table([unknown])
+    # Told once for rows that follow each other.
+    assert tables.paper_table([evaluation("a"), evaluation("b")]).count("*paper") == 1
+
+
+def test_everything_that_is_no_score_is_told() -> None:
+    text = tables.markdown([evaluation()])
+    for line in (
+        "| multi | depth | edge | 0.5000 |  | 5 |",
+        "| multi | depth | subject_consistency | weights=a\\|b |",
+        "| multi | all | v7 | half written: no sample.json |",
+        "| multi, depth | edge | v9 | one frame |",
+        "| multi, depth | motion | the set | no video could be judged |",
+        "| multi, references | fvd | r | damaged |",
+        "| multi | edge | 5 | 30.00 | 10.0 |",
+    ):
+        assert line in text, line
+
+
+def test_best_middle_and_worst_are_chosen_once_each() -> None:
+    per_video = {name: float(i) for i, name in enumerate("abcdefg")}
+    higher = Score(name="x", value=3.0, higher_is_better=True, per_video=per_video)
+    lower = Score(name="x", value=3.0, higher_is_better=False, per_video=per_video)
+    assert report.chosen_videos(higher, shown=1) == {"best": ["g"], "median": ["d"], "worst": ["a"]}
+    assert report.chosen_videos(lower, shown=2) == {
+        "best": ["a", "b"], "median": ["c", "d"], "worst": ["f", "g"],
+    }  # fmt: skip
+    few = Score(name="x", value=0.0, higher_is_better=True, per_video={"a": 1.0, "b": 0.0})
+    assert report.chosen_videos(few, shown=1) == {"best": ["a"], "median": [], "worst": ["b"]}
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    videos = {f"v{i}": video(f"v{i}", prompt="<script>alert(1)</script>") for i in range(4)}
+    page = report.write_report([evaluation()], videos={"multi": videos}, folder=tmp_path)
+    html = page.read_text()
+    assert_well_formed(html)
+    assert not re.search(r'(src|href)="(?!data:)|https?://|@import|<script|url\(', html)
+    # Three scores with samples, three videos each; v4 is no longer there.
+    assert html.count('src="data:video/mp4;base64,') == 6
+    assert html.count("the video is no longer there") == 3
+    assert html.count("<span>depth, near = white</span>") == 6
+    assert "best: 0.9400" in html and "worst: 0.9000" in html
+    assert "paper, Table 2" in html and "weights=a|b" in html
+    assert html.count('src="data:image/png;base64,') == 5
+    for name in ("subject_consistency", "edge", "entities", "depth_rmse", "depth_rmse_share"):
+        with Image.open(tmp_path / "plots" / f"{name}.png") as image:
+            assert image.width > 300
+
+
+def test_a_damaged_sample_is_shown_as_damaged(tmp_path: Path) -> None:
+    class Damaged(ArrayVideo):
+        def rgb(self) -> np.ndarray:
+            raise OSError("the disk is gone")
+
+    videos = {f"v{i}": Damaged(name=f"v{i}", frames=video("x").frames) for i in range(5)}
+    page = report.write_report([evaluation()], videos={"multi": videos}, folder=tmp_path)
+    html = page.read_text()
+    assert_well_formed(html)
+    assert html.count("the disk is gone") == 9 and "<video" not in html
+
+
+@pytest.mark.parametrize(
+    "values", [{"a": [0.5]}, {"a": [0.5, 0.5], "b": [0.1, 0.9, 0.3]}, {"one": [0.0], "two": [1e9]}]
+)
+def test_plots_are_pictures(values) -> None:
+    drawn = [
+        plots.distributions(values, title="t", axis="a"),
+        plots.cumulative(values, title="t", axis="a"),
+        plots.entity_histogram(values, title="t"),
+    ]
+    assert all(png.startswith(b"\x89PNG") for png in drawn)
+    assert len(set(drawn)) == 3
