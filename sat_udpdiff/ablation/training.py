@@ -66,7 +66,7 @@ class Training:
         Raises:
             ConfigError: A file or a setting is wrong; says which.
         """
-        return load_config([str(REPOSITORY / file) for file in self.base], self.overrides)
+        return _load(self.base, self.overrides)
 
     def state(self) -> State:
         """Where it stands, by its complete checkpoints.
@@ -90,6 +90,11 @@ class Training:
     def checkpoint(self, step: int) -> Path:
         """Folder of a checkpoint."""
         return step_folder(self.folder, step=step)
+
+
+@cache  # read again for every look at a state otherwise, which takes longer than the look
+def _load(base: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Config:
+    return load_config([str(REPOSITORY / file) for file in base], overrides)
 
 
 def _kept(config: Config) -> dict[str, object]:
@@ -134,7 +139,7 @@ def cache_name(config: AblationConfig, arm: Arm) -> str:
 
 @cache
 def _cache_key(family: str, files: tuple[str, ...]) -> dict[str, object]:
-    config = load_config([str(REPOSITORY / file) for file in (family, *files)])
+    config = _load((family, *files))
     settings = cache_settings(config, recolourings=1)
     # Which maps are needed is no matter: the shared cache has all.
     return {key: value for key, value in settings.items() if key != "tasks"}
@@ -142,7 +147,7 @@ def _cache_key(family: str, files: tuple[str, ...]) -> dict[str, object]:
 
 def recolourings(config: AblationConfig, files: Sequence[str]) -> int:
     """Colourings per clip of a cache; colours by place are the same each time."""
-    colormap = load_config([str(REPOSITORY / file) for file in files]).colormap
+    colormap = _load(tuple(files)).colormap
     return 1 if colormap.segmentation == "location_aware" else config.data.recolourings
 
 
