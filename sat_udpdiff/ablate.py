@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if options.output is None:
             raise ValueError("--output: expected a folder, got nothing")
+        if options.report and not options.output.is_dir():
+            raise ValueError(f"--output: there is no ablation in {options.output}")
         config = read_settings(options)
         # Programs run in the repository, wherever this was started.
         ablation = Ablation(config=config, output=options.output.expanduser().resolve())
