@@ -34,7 +34,7 @@ from sat_udpdiff.evaluation.results import write_results
 from sat_udpdiff.evaluation.run import Evaluation, evaluate
 from sat_udpdiff.evaluation.settings import EvaluationConfig, dump, load
 from sat_udpdiff.evaluation.tables import markdown
-from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, samples_in
+from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, open_samples
 from sat_udpdiff.held_out_samples import make_samples, missing, plan_samples
 from sat_udpdiff.loading import Model, settings_beside
 from sat_udpdiff.sample import Job
@@ -45,6 +45,7 @@ RESULTS, TABLE = "results.json", "table.md"
 """Names in the output."""
 _MINUTES_OF_WAITING = 24 * 60
 """For the process that samples longest."""
+_SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +62,15 @@ class VideoSet:
     """Samples that are to be there."""
 
     def videos(self) -> Found:
-        """What is to be judged."""
-        return find_videos(self.folder) if self.network is None else samples_in(self.folder)
+        """What is to be judged; of a network its own samples, whatever else lies there."""
+        if self.network is None:
+            return find_videos(self.folder)
+        return open_samples(folder for job in self.jobs for folder in job.folders)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (2 = the request cannot be met, in one line)."""
-    options = _parser().parse_intermixed_args(argv)
+    options = parse(argv)
     try:
         config = read_settings(options)
         sets = find_sets(options, config=config)
@@ -221,18 +224,31 @@ def show_plan(
     return 2 if chosen.missing else 0
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; `overrides` are all words `key=value`, wherever they stand."""
+    options = _parser().parse_intermixed_args(argv)
+    # `--samples A key=value` gives argparse no way to see where the folders end.
+    words = []
+    for name in ("samples", "base", "config"):
+        entries = getattr(options, name)
+        behind = [entry for entry in entries if "=" in entry and not Path(entry).exists()]
+        setattr(options, name, [entry for entry in entries if entry not in behind])
+        words += behind
+    options.overrides = [*words, *options.overrides]
+    options.samples = [Path(folder) for folder in options.samples]
+    return options
+
+
 def read_settings(options: argparse.Namespace) -> EvaluationConfig:
     """The settings of files and words.
 
     Raises:
         ConfigError: One is wrong.
     """
-    # `--config a.yaml key=value` gives argparse no way to see where the files end.
-    words = [entry for entry in options.config if "=" in entry and not Path(entry).is_file()]
-    files = [entry for entry in options.config if entry not in words]
+    words = list(options.overrides)
     if options.reference is not None:
         words += ["reference.source=shards", f"reference.shards={options.reference}"]
-    return load(files, [*words, *options.overrides])
+    return load(options.config, words)
 
 
 def _cache(options: argparse.Namespace, *, config: EvaluationConfig) -> FeatureCache:
@@ -252,19 +268,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--samples", type=Path, nargs="+", action="extend", default=[], metavar="FOLDER",
-        help="samples of sample.py, or mp4 files")  # fmt: skip
+    add("--samples", **_SEVERAL, metavar="FOLDER", help="samples of sample.py, or mp4 files")
     add("--load", metavar="PATH", help="network to sample: run, checkpoint, weights file, `tiny`")
-    add("--base", nargs="+", action="extend", default=[], metavar="FILE",
-        help="value files of the network, on top of its own")  # fmt: skip
-    add("--network", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-        help="settings of the network, such as sample.sampler=ddim")  # fmt: skip
+    add("--base", **_SEVERAL, metavar="FILE", help="value files of the network, upon its own")
+    add("--network", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of the network, such as sample.sampler=ddim")  # fmt: skip
     add("--ema", action="store_true", help="take the averaged weights")
     add("--name", help="of the network's row; default: the last part of --load")
     add("--reference", metavar="SHARDS", help="real clips: reference.shards")
     add("--output", type=Path, metavar="FOLDER", help="results; with --load the samples, too")
-    add("--config", nargs="+", action="extend", default=[], metavar="FILE",
-        help="value files of the evaluation; later ones win")  # fmt: skip
+    add(
+        "--config", **_SEVERAL, metavar="FILE", help="value files of the evaluation; later ones win"
+    )
     add("overrides", nargs="*", metavar="KEY=VALUE", help="such as prompts.count=64")
     add("--dry-run", action="store_true", help="say what would be done and what is missing")
     add("--help-config", action=_HelpConfig, help="list every setting, and exit")

@@ -64,7 +64,7 @@ def _measured(video: KeptVideo, *, measure: Measure) -> Entry:
     features: Features = {}
     try:
         features = measure.features(video)
-        reason = _not_finite(features)
+        reason = _not_finite(features, may_be_missing=measure.may_be_missing)
     except UnusableError as error:
         reason = str(error)
     except Exception as error:
@@ -75,10 +75,10 @@ def _measured(video: KeptVideo, *, measure: Measure) -> Entry:
     return Entry(features={} if reason else features, unusable=reason, seconds=seconds)
 
 
-def _not_finite(features: Features) -> str:
+def _not_finite(features: Features, *, may_be_missing: frozenset[str]) -> str:
     """Why features cannot be used, '' where they can."""
     for name, array in features.items():
-        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        if name not in may_be_missing and array.dtype.kind in "fc" and not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             return f"feature {name!r}: {count} of {array.size} numbers are not finite"
     return ""

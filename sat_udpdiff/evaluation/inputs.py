@@ -30,12 +30,12 @@ def clip_fit(found: Found) -> ClipFit | None:
 
 
 def find_references(settings: ReferenceSettings, *, fit: ClipFit | None) -> Found:
-    """The reference set, brought to the size of the samples.
+    """The reference set, brought to the size of the samples; empty where none is named.
 
     Raises:
         ValueError: It is not there, or needs samples of `sample.py` to know its size.
     """
-    if settings.source == "none":
+    if settings.source == "none" or (settings.source == "shards" and not settings.shards):
         return Found(videos=())
     if settings.source == "world":
         if fit is None:
@@ -83,8 +83,8 @@ def reference_shards(settings: ReferenceSettings) -> Path | str:
     """
     if not settings.shards:
         raise ValueError(
-            "--reference: expected a folder of shards (a data set's held-out split); for no "
-            "reference set: reference.source=none"
+            "--reference: expected a folder of shards (a data set's held-out split), whose "
+            "captions are the prompts; others: prompts.source=world or file"
         )
     return held_out_shards(settings.shards)
 

@@ -103,6 +103,9 @@ class Measure(ABC):
     """Whose samples it judges; others are no exclusions, they are not asked."""
     compares_with_references: bool = False
     """Whether `scores` wants features of the reference set, too."""
+    may_be_missing: frozenset[str] = frozenset()
+    """Features that are nan where a video has no such number. A video of which any other feature is
+    not finite is left out and counted: weights or arithmetic are broken."""
 
     @property
     @abstractmethod

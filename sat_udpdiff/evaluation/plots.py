@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 _BINS = 20
 _SIZE = (5.0, 3.2)
 _DPI = 110
-_ENTITY_EDGES = (0, 1, 2, 3, 4, 5, 10, 20, 50)
+_ENTITY_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 50.0)
 """Lower ends of the ranges that numbers of entities are counted in."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from sat_udpdiff.config import TASKS
+from sat_udpdiff.config import TASKS, Task
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.cache import FeatureCache
 from sat_udpdiff.evaluation.features import FeatureMaker
@@ -107,8 +107,10 @@ def evaluate(  # noqa: PLR0913 - what is judged, by what, and where
         raise ValueError(f"{name}: expected at least one whole video, found none")
     _check_names(videos, what=name)
     _check_names(references, what="references")
-    tasks = {video.task for video in videos}
-    comparing = [m for m in measures if m.compares_with_references and m.tasks & tasks]
+    tasks: set[Task | None] = {video.task for video in videos}
+    comparing = [
+        m for m in measures if m.compares_with_references and not m.tasks.isdisjoint(tasks)
+    ]
     jobs = [(video, [m for m in measures if video.task in m.tasks]) for video in videos]
     jobs += [(video, comparing) for video in references]
     maker = FeatureMaker(cache, measures=measures)

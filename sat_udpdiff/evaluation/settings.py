@@ -46,7 +46,7 @@ class ReferenceSettings:
     """shards: `--reference` or `shards`; world: the clips of the prompts, rendered."""
     shards: str = ""
     """Folder of shards, its address, or the output of the data set pipeline, whose held-out split
-    is taken then."""
+    is taken then. Empty: no reference set, and no score that needs one."""
     count: int = 1024
     """Clips; fewer are taken where there are fewer."""
     world: Literal["simple", "full"] = "simple"

@@ -206,6 +206,11 @@ def samples_in(folder: Path) -> Found:
     folders = [path for path in sorted(folder.glob("[!.]*")) if path.is_dir()]
     if not folders:
         raise ValueError(f"{folder}: expected folders that sample.py wrote, or mp4 files")
+    return open_samples(folders)
+
+
+def open_samples(folders: Iterable[Path]) -> Found:
+    """The samples in these folders; those that are not whole are left out with reasons."""
     return _open_all(folders, how=SampleVideo)
 
 

@@ -69,5 +69,5 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     path.write_text("one\n\n two \n", encoding="utf-8")
     assert prompts_of_file(path, option="--prompts") == ["one", "two"]
     path.write_text("\n")
-    with pytest.raises(ValueError, match="--prompts: .* holds no prompt; one per line"):
+    with pytest.raises(ValueError, match=r"--prompts: .* holds no prompt; one per line"):
         prompts_of_file(path, option="--prompts")

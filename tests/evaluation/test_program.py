@@ -139,7 +139,11 @@ def test_other_samples_in_the_output_are_refused(
     assert run(*words, "sample.num_steps=3") == 2
     error = capsys.readouterr().err
     assert "is a sample of another sample.num_steps; give another folder" in error
-    assert run(*words, "reference.world_seed=1") == 0  # other prompts have other folders
+    # Other prompts have other folders; what lies beside them is not judged.
+    assert run(*words, "reference.world_seed=1") == 0
+    assert len(list((tmp_path / "samples").iterdir())) == 8
+    (found,) = read_results(tmp_path / "results.json")
+    assert [len(group.videos) for group in found.groups] == [2, 2]
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +188,20 @@ def test_two_processes_share_sampling_and_judging(
     assert done.returncode == 0, done.stderr[-3000:]
     assert run(*words, tmp_path / "one") == 0
     (two,), (one,) = (read_results(tmp_path / n / "results.json") for n in ("two", "one"))
-    assert two.groups == one.groups
     assert two.facts["processes"] == 2
+    for ours, theirs in zip(two.groups, one.groups, strict=True):
+        assert ours.videos == theirs.videos
+        for score, other in zip(ours.scores, theirs.scores, strict=True):
+            # Other numbers of threads round otherwise.
+            assert dict(score.per_video) == pytest.approx(dict(other.per_video), abs=0.02, rel=0.02)
+
+
+def test_samples_need_no_reference(tiny_samples: Path, tmp_path: Path) -> None:
+    words = ("--samples", tiny_samples, "measures=[consistency,entities]", "--output", tmp_path)
+    assert run(*words) == 0
+    (found,) = read_results(tmp_path / "results.json")
+    segmentation, depth = found.groups
+    assert "got 2 and 0" in segmentation.failures["entities"] and not depth.failures
 
 
 def test_a_dry_run_says_what_would_be_done(

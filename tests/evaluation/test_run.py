@@ -161,6 +161,17 @@ def test_features_that_are_no_numbers_are_excluded(call: Callable[..., Evaluatio
     assert list(group.scores[0].per_video) == ["c"]
 
 
+def test_numbers_that_a_video_may_lack_are_no_reason(call: Callable[..., Evaluation]) -> None:
+    class Lacks(Brightness):
+        may_be_missing = frozenset({"stability"})
+
+        def features(self, video: Video) -> Features:
+            return {**super().features(video), "stability": np.array(np.nan)}
+
+    (group,) = call([array_video("a")], measures=[Lacks()]).groups
+    assert not group.exclusions and list(group.scores[0].per_video) == ["a"]
+
+
 def test_a_score_that_is_no_number_is_told(call: Callable[..., Evaluation]) -> None:
     class Divides(Brightness):
         def scores(
