@@ -56,7 +56,8 @@ def command(training: Training, *, step: int, output: Path) -> list[str]:
     if tasks := [task for task in training.arm.judged if task is not None]:
         # A network of two tasks need not be sampled for both.
         shares = ",".join(["1.0"] * len(tasks))
-        words += ["--network", f"data.tasks=[{','.join(tasks)}]", f"data.task_weights=[{shares}]"]
+        words += ["--network", f"data.tasks=[{','.join(tasks)}]"]
+        words += ["--network", f"data.task_weights=[{shares}]"]
     return [*words, "--output", str(folder_of(training, step=step))]
 
 
