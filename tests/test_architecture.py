@@ -29,6 +29,8 @@ FLOORS = [
         "sat_udpdiff.weights",
     },
     {
+        "sat_udpdiff.ablate",
+        "sat_udpdiff.ablation",
         "sat_udpdiff.convert",
         "sat_udpdiff.evaluate",
         "sat_udpdiff.held_out_samples",

@@ -90,7 +90,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> EvaluationConfi
     for override in overrides:
         settings |= read_override(override, cls=EvaluationConfig)
     config = build(EvaluationConfig, {key: setting.value for key, setting in settings.items()})
-    _check(config)
+    check(config)
     return config
 
 
@@ -102,7 +102,12 @@ def dump(config: EvaluationConfig) -> str:
     )
 
 
-def _check(config: EvaluationConfig) -> None:
+def check(config: EvaluationConfig) -> None:
+    """See that values are possible, and go together.
+
+    Raises:
+        ConfigError: One is not; names the key.
+    """
     least = {
         "prompts.count": (config.prompts.count, 1),
         "sample.seed": (config.sample.seed, 0),

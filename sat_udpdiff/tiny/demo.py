@@ -10,9 +10,6 @@ task with the same seed, gives.
 
 import argparse
 import json
-import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,12 +26,11 @@ from sat_udpdiff.generation import GeneratedSample, SampleRequest
 from sat_udpdiff.loading import Model
 from sat_udpdiff.outputs import contact_sheet, write_sample
 from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
+from sat_udpdiff.tiny.recipe import call, make_latents, make_shards, training_settings
 from sat_udpdiff.training.metrics import read_metrics
 
-REPOSITORY = Path(__file__).parents[2]
 _SHEETS_SHOWN = 3
-_RECOLOURINGS = 4
-"""A clip is seen five times, in half of them with its entities."""
+_BASE = ("configs/tiny.yaml", "configs/multitask.yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,14 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("demo"))
     parser.add_argument("--clips", type=int, default=512, help="synthetic training clips")
     parser.add_argument("--steps", type=int, default=640, help="optimizer steps of each training")
-    parser.add_argument("--ranks", type=int, default=2, help="processes per training")
+    parser.add_argument(
+        "--ranks", type=int, default=2, choices=(1, 2, 4), help="processes per training"
+    )
     parser.add_argument("--prompts", type=int, default=6, help="held-out prompts, each sampled")
     options = parser.parse_args(argv)
     # Training runs in the repository, wherever this was started.
     options.output = options.output.resolve()
     started = time.monotonic()
     shards = make_shards(options.output, clips=options.clips)
-    latents = make_latents(options.output, shards=shards)
+    latents = make_latents(options.output / "latents", shards=shards, base=_BASE)
     for name in ("multitask", "baseline"):
         train(name, options=options, latents=latents)
         show_data_wait(options.output / name)
@@ -66,43 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_shards(output: Path, *, clips: int) -> Path:
-    """The simple synthetic world through the data set pipeline, as one's own videos would go."""
-    source = output / "source"
-    if not (source / "manifest.json").exists():
-        shutil.rmtree(source, ignore_errors=True)
-        call(
-            "python -m data_loaders.synthetic",
-            [
-                source,
-                *("--clips", clips, "--size", "32x48", "--world", "simple"),
-                *("--seed", 0, "--workers", 2),
-            ],
-        )
-    # Goes on where it was, and does nothing where all is done.
-    call(
-        "python -m data_loaders.panda_dense run",
-        [
-            *("--config", "configs/panda_dense/synthetic.yaml", "--videos", source),
-            *("--output", output / "data", "--workers", 2),
-        ],
-    )
-    return output / "data" / "shards"
-
-
-def make_latents(output: Path, *, shards: Path) -> Path:
-    """What the frozen encoders make of the shards, made once for both trainings."""
-    latents = output / "latents"
-    call(
-        "python -m data_loaders.latents",
-        [
-            *("--base", "configs/tiny.yaml", "configs/multitask.yaml"),
-            *("--shards", shards, "--output", latents, "--recolourings", _RECOLOURINGS),
-        ],
-    )
-    return latents
-
-
 def train(name: str, *, options: argparse.Namespace, latents: Path) -> None:
     """Fine-tune the shipped base network as `configs/<name>.yaml` says, or go on with it."""
     call(
@@ -115,10 +76,7 @@ def train(name: str, *, options: argparse.Namespace, latents: Path) -> None:
             f"data.latents={latents}",
             f"run.output={options.output / name}",
             f"train.steps={options.steps}",
-            # Few steps: small batches, large steps that end at 0.
-            "train.micro_batch_size=2",
-            "optimizer.lr=6e-3",
-            "optimizer.schedule=linear",
+            *training_settings(ranks=options.ranks),
             f"checkpoint.every_steps={options.steps}",
         ],
     )
@@ -130,20 +88,6 @@ def show_data_wait(run: Path) -> None:
     waited = sum(line["data_wait_seconds"] for line in lines)
     share = waited / sum(line["step_seconds"] for line in lines)
     print(f"training waited for data for {share:.1%} of its time")
-
-
-def call(program: str, arguments: Sequence[object]) -> None:
-    """Print a command as a user would type it, and run it from the repository."""
-    words = [*program.split(), *map(str, arguments)]
-    print(f"\n$ {shlex.join(words)}", flush=True)
-    programs = {"python": sys.executable, "deepspeed": Path(sys.executable).parent / "deepspeed"}
-    words[0] = str(programs[words[0]])
-    if words[0].endswith("deepspeed"):
-        # The launcher's first line is `#!python`; this also works where the environment was moved.
-        words[:1] = [sys.executable, words[0]]
-    done = subprocess.run(words, cwd=REPOSITORY, check=False)  # noqa: S603 - no shell, our words
-    if done.returncode:
-        sys.exit(f"demo: the command above ended with status {done.returncode}")
 
 
 def load_run(folder: Path) -> Model:

@@ -1,0 +1,105 @@
+"""Sampling and scoring a training at a step: a command of evaluate.py, and what it found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from data_loaders.atomic_file import write_atomically
+from sat_udpdiff.ablation.settings import AblationConfig
+from sat_udpdiff.ablation.training import Training
+from sat_udpdiff.config import Task
+from sat_udpdiff.evaluation.choose import Around, make_measures
+from sat_udpdiff.evaluation.results import read_results
+from sat_udpdiff.evaluation.run import NO_MAP, Evaluation
+from sat_udpdiff.evaluation.settings import dump
+
+RESULTS_FILE = "results.json"
+SETTINGS_FILE = "evaluation.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What an evaluation says of one training at one step."""
+
+    scores: Mapping[Task | None, Mapping[str, float]]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """What was to be judged and could not be -> why; videos left out are counted here, too."""
+
+
+def check(config: AblationConfig, *, output: Path) -> None:
+    """See that everything is there that networks are judged with.
+
+    Raises:
+        ValueError: Names every measure that cannot be made, and what it lacks.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    make_measures(config.evaluation, around=Around(device=device, cache=_cache(config, output)))
+
+
+def _cache(config: AblationConfig, output: Path) -> Path:
+    """Features; one folder for all, so that the references are looked at once."""
+    return Path(config.evaluation.run.cache or output / "features")
+
+
+def command(training: Training, *, step: int, output: Path) -> list[str]:
+    """The command that samples and judges a checkpoint, as a user would type it.
+
+    Args:
+        training: What is judged.
+        step: Of its checkpoint.
+        output: Folder of the ablation, where `write_settings` was called.
+    """
+    words = ["python", "sat_udpdiff/evaluate.py", "--config", str(output / SETTINGS_FILE)]
+    words += ["--load", str(training.checkpoint(step)), "--name", f"{training.name}, step {step}"]
+    if tasks := [task for task in training.arm.judged if task is not None]:
+        # A network of two tasks need not be sampled for both.
+        shares = ",".join(["1.0"] * len(tasks))
+        words += ["--network", f"data.tasks=[{','.join(tasks)}]"]
+        words += ["--network", f"data.task_weights=[{shares}]"]
+    return [*words, "--output", str(folder_of(training, step=step))]
+
+
+def folder_of(training: Training, *, step: int) -> Path:
+    """Where the samples and scores of a training at a step are."""
+    return training.folder.with_name(f"{training.folder.name}_judged") / f"step_{step:08d}"
+
+
+def write_settings(config: AblationConfig, *, output: Path) -> None:
+    """Write the settings that every call of evaluate.py reads."""
+    shared = replace(config.evaluation.run, cache=str(_cache(config, output)))
+    content = dump(replace(config.evaluation, run=shared))
+    write_atomically(output / SETTINGS_FILE, content.encode())
+
+
+def read(training: Training, *, step: int) -> Found | None:
+    """The scores of a training at a step; None while they are not there.
+
+    Raises:
+        ValueError: The file cannot be read; names it.
+    """
+    path = folder_of(training, step=step) / RESULTS_FILE
+    if not path.is_file():
+        return None
+    return found_in(read_results(path), training=training)
+
+
+def found_in(evaluations: list[Evaluation], *, training: Training) -> Found:
+    """The scores of an evaluation by task, and what it could not judge."""
+    scores: dict[Task | None, dict[str, float]] = {}
+    failures: dict[str, str] = {}
+    for evaluation in evaluations:
+        for task in training.arm.judged:
+            name = task or NO_MAP
+            group = evaluation.group(name)
+            if group is None:
+                failures[name] = "no samples"
+                continue
+            found = scores.setdefault(task, {})
+            found.update({score.name: score.value for score in group.scores})
+            failures |= {f"{name}, {measure}": why for measure, why in group.failures.items()}
+            for measure, videos in group.exclusions.items():
+                reason = next(iter(videos.values()))
+                failures[f"{name}, {measure}, {len(videos)} videos left out"] = reason
+    return Found(scores=scores, failures=failures)

@@ -1,0 +1,227 @@
+"""What is run, in which order, what is not run twice, and what happens when something fails.
+
+The programs are played by a class that leaves behind what they would.
+"""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sat_udpdiff.ablation import work
+from sat_udpdiff.ablation.judging import found_in
+from sat_udpdiff.ablation.processes import ProgramError, Programs, StoppedError, last_lines
+from sat_udpdiff.ablation.scores import Judged
+from sat_udpdiff.ablation.settings import load
+from sat_udpdiff.ablation.work import Ablation
+from sat_udpdiff.config import ConfigError
+from sat_udpdiff.evaluation.measure import Score
+from sat_udpdiff.evaluation.results import write_results
+from sat_udpdiff.evaluation.run import Evaluation, Group
+
+SMALL = ("arms=[depth,multitask]", "seeds=[0,1]", "run.jobs=1", "training.steps=4")
+
+
+class PlayedPrograms(Programs):
+    """Leaves the files of train.py and evaluate.py; fails where it is told to."""
+
+    calls: list[list[str]]
+    failing: str
+
+    def run(self, words, *, log):
+        self.calls.append(list(words))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if self.failing and self.failing in " ".join(words):
+            raise ProgramError(f"ended with status 1; {log}: no space left")
+        if "sat_udpdiff/train.py" in words:
+            train(words)
+        else:
+            judge(words)
+
+
+def value_of(words, key):
+    return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+
+
+def train(words):
+    run, steps = Path(value_of(words, "run.output")), int(value_of(words, "train.steps"))
+    folder = run / "checkpoints" / f"step_{steps:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    from sat_udpdiff.config_io import load_config, save_config
+
+    base = words[words.index("--base") + 1 :]
+    files = [word for word in base if word.endswith(".yaml")]
+    save_config(load_config(files, [word for word in base if "=" in word]), run / "config.yaml")
+    save_file({"x": torch.zeros(1)}, folder / "network.safetensors")
+    size = (folder / "network.safetensors").stat().st_size
+    content = {"version": 1, "state": {"step": steps}, "files": {"network.safetensors": size}}
+    (folder / "state.json").write_text(json.dumps(content))
+
+
+def judge(words):
+    folder = Path(words[words.index("--output") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = tuple(
+        Group(
+            name=name,
+            videos=("a",),
+            scores=(Score(name="tiny_fvd", value=3.0, higher_is_better=False),),
+            failures={"motion": "too short"} if name == "segmentation" else {},
+        )
+        for name in ("segmentation", "depth")
+        if name in words[words.index("--network") + 1]
+    )
+    write_results([Evaluation(name="x", groups=groups)], folder / "results.json")
+
+
+@pytest.fixture
+def played(monkeypatch):
+    PlayedPrograms.calls, PlayedPrograms.failing = [], ""
+    monkeypatch.setattr(work, "Programs", PlayedPrograms)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    return PlayedPrograms
+
+
+def ablation_of(folder, *words):
+    config = load([], ["curve.every_steps=2", *SMALL, *words])
+    return Ablation(config=config, output=folder)
+
+
+def trained(calls):
+    runs = [value_of(words, "run.output") for words in calls if "sat_udpdiff/train.py" in words]
+    return [Path(run).name for run in runs]
+
+
+def test_every_training_is_made_and_judged_once(played, tmp_path):
+    ablation, told = ablation_of(tmp_path), []
+    units = ablation.units()
+    ablation.run(units, tell=told.append)
+    # Seed by seed, so that every arm has one early.
+    names = ["multitask_seed0", "depth_seed0", "multitask_seed1", "depth_seed1"]
+    assert trained(played.calls) == names
+    assert len(played.calls) == 8 and len(told) == 4 and ablation.failures == {}
+    judged = next(words for words in played.calls if "depth_seed0_judged" in " ".join(words))
+    assert judged[judged.index("--load") + 1].endswith("depth_seed0/checkpoints/step_00000004")
+    assert "data.tasks=[depth]" in judged
+    ablation.run(ablation.units(), tell=told.append)
+    assert len(played.calls) == 8 and told[-1] == "4 of 4 trainings were done already"
+    assert set(ablation.facts(units)) >= {"trainings", "training hours, all"}
+
+
+def test_a_later_call_adds_seeds_and_arms(played, tmp_path):
+    ablation_of(tmp_path).run(ablation_of(tmp_path).units(), tell=str)
+    more = ablation_of(tmp_path, "seeds=[0,1,2]", "arms=[depth,multitask,segmentation]")
+    played.calls.clear()
+    more.run(more.units(), tell=str)
+    assert trained(played.calls) == [
+        *("segmentation_seed0", "segmentation_seed1", "multitask_seed2"),
+        *("depth_seed2", "segmentation_seed2"),
+    ]
+
+
+def test_what_was_cut_short_goes_on(played, tmp_path):
+    ablation = ablation_of(tmp_path)
+    units = ablation.units()
+    ablation.run(units, tell=str)
+    unit = next(unit for unit in units if unit.training.name == "depth seed 1")
+    (unit.training.checkpoint(4) / "state.json").write_text("{")
+    (unit.training.folder / "checkpoints" / "step_00000004").rename(tmp_path / "gone")
+    played.calls.clear()
+    ablation.run(units, tell=str)
+    # Its scores are there, of the same training.
+    assert trained(played.calls) == ["depth_seed1"] and len(played.calls) == 1
+
+
+def test_one_that_fails_is_named_and_the_others_go_on(played, tmp_path):
+    played.failing = "runs/depth_seed0 "
+    ablation, told = ablation_of(tmp_path), []
+    units = ablation.units()
+    ablation.run(units, tell=told.append)
+    assert len(trained(played.calls)) == 4 and len(played.calls) == 7
+    assert list(ablation.failures) == ["depth seed 0"]
+    (said,) = (line for line in told if "depth seed 0" in line)
+    assert "no space left" in said and "train.log" in said
+    book, missing = ablation.book(units)
+    assert "no space left" in missing["depth seed 0"]
+    assert missing["depth seed 0, step 4"] == "not judged yet"
+    assert missing["multitask seed 1, step 4, segmentation, motion"] == "too short"
+    depth = Judged(arm="depth", task="depth", step=4)
+    assert list(book.values[depth]) == [1]
+    played.failing = ""
+    ablation.run(units, tell=str)
+    assert ablation.book(units)[0].values[depth] == {0: {"tiny_fvd": 3.0}, 1: {"tiny_fvd": 3.0}}
+
+
+def test_an_end_before_the_last_step_is_no_success(played, tmp_path, monkeypatch):
+    monkeypatch.setattr(played, "run", lambda self, words, *, log: None)
+    ablation = ablation_of(tmp_path)
+    ablation.run(ablation.units(), tell=str)
+    assert "ended before step 4" in ablation.failures["depth seed 0"]
+
+
+def test_a_folder_of_another_ablation_is_refused_by_name(played, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "make_shards", lambda *_, **__: None)
+    monkeypatch.setattr(work, "make_latents", lambda *_, **__: None)
+    ablation_of(tmp_path).prepare()
+    assert len(ablation_of(tmp_path, "seeds=[5]", "run.jobs=3").check()) == 2
+    with pytest.raises(ConfigError, match=r"other settings: training.steps was 4, now 8"):
+        ablation_of(tmp_path, "training.steps=8").check()
+    with pytest.raises(ConfigError, match=r"evaluation.prompts.count was 1024, now 8"):
+        ablation_of(tmp_path, "evaluation.prompts.count=8").check()
+    (tmp_path / "ablation.json").unlink()
+    with pytest.raises(ConfigError, match="holds other files"):
+        ablation_of(tmp_path).check()
+
+
+def test_caches_are_made_for_the_arms_that_are_trained(played, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(work, "make_latents", lambda folder, **facts: made.append((folder, facts)))
+    words = ("data.shards=CLIPS", "arms=[depth,location_aware]")
+    ablation_of(tmp_path, *words).prepare()
+    assert [folder.name for folder, _ in made] == ["shared", "location_aware"]
+    assert [facts["recolourings"] for _, facts in made] == [4, 1]
+    assert {facts["shards"] for _, facts in made} == {"CLIPS"}
+
+
+def test_samples_that_are_missing_are_no_scores(tmp_path):
+    training = ablation_of(tmp_path).units()[0].training
+    found = found_in([Evaluation(name="x", groups=())], training=training)
+    assert found.scores == {}
+    assert found.failures == {"segmentation": "no samples", "depth": "no samples"}
+
+
+def test_a_program_that_fails_shows_the_end_of_its_log(tmp_path):
+    programs, log = Programs(jobs=2), tmp_path / "a" / "log"
+    code = "import sys; print('train: 10%|#  |'); sys.exit('disk full')"
+    with pytest.raises(ProgramError, match=r"status 1; .*/a/log: disk full$"):
+        programs.run(["python", "-c", code], log=log)
+    assert log.read_text().startswith("$ python -c ")
+    programs.run(["python", "-c", "print(1)"], log=log)
+    assert log.read_text().endswith("1\n") and "disk full" in log.read_text()
+    assert last_lines(log) == "disk full / 1"
+
+
+def test_stopping_ends_programs_and_starts_no_more(tmp_path):
+    programs, log, errors = Programs(jobs=1), tmp_path / "log", []
+
+    def run():
+        try:
+            code = "import time; print('begun', flush=True); time.sleep(600)"
+            programs.run(["python", "-c", code], log=log)
+        except StoppedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (log.is_file() and log.read_text().endswith("begun\n")):
+        time.sleep(0.05)
+    programs.stop()
+    thread.join(timeout=60)
+    assert not thread.is_alive() and len(errors) == 1
+    with pytest.raises(StoppedError):
+        programs.run(["python", "-c", "print('never')"], log=log)
+    assert not log.read_text().endswith("never\n")
