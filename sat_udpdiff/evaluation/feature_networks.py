@@ -1,5 +1,6 @@
 """DINO ViT-B/16 and CLIP ViT-B/32 by transformers, from either form in which they are published."""
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -195,7 +196,10 @@ def _read_state(weights: FeatureWeights) -> dict[str, Tensor]:
         if _is_torchscript(weights.path):
             if weights.sha256 != OPENAI_SHA256:
                 raise ValueError("a TorchScript archive holds code, and this one is not OpenAI's")
-            state = torch.jit.load(str(weights.path), map_location="cpu").state_dict()
+            with warnings.catch_warnings():
+                # TorchScript is on its way out of torch, but it is what OpenAI publishes.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                state = torch.jit.load(str(weights.path), map_location="cpu").state_dict()
         else:
             state = torch.load(weights.path, map_location="cpu", weights_only=True)
     # torch raises what the file makes it raise.
