@@ -10,6 +10,7 @@ command again.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ from sat_udpdiff.evaluation.results import write_results
 from sat_udpdiff.evaluation.run import Evaluation, evaluate
 from sat_udpdiff.evaluation.settings import EvaluationConfig, dump, load
 from sat_udpdiff.evaluation.tables import markdown
+from sat_udpdiff.evaluation.timing import time_sampling, timing_table
+from sat_udpdiff.evaluation.vbench_files import DIMENSIONS, JudgedVideo, write_vbench_files
 from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, open_samples
 from sat_udpdiff.held_out_samples import make_samples, missing, plan_samples
 from sat_udpdiff.loading import Model, settings_beside
@@ -41,7 +44,7 @@ from sat_udpdiff.sample import Job
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 
 SAMPLES, FEATURES, SETTINGS = "samples", "features", "evaluation.yaml"
-RESULTS, TABLE = "results.json", "table.md"
+RESULTS, TABLE, TIMES, VBENCH = "results.json", "table.md", "times.md", "vbench"
 """Names in the output."""
 _MINUTES_OF_WAITING = 24 * 60
 """For the process that samples longest."""
@@ -113,10 +116,27 @@ def sample(one: VideoSet, *, options: argparse.Namespace, device: str | None) ->
     try:
         model = Model.load(options.load, config=one.network, ema=options.ema, device=place.device)
         make_samples(one.jobs, model=model, place=place)
+        if options.time and place.is_main:
+            show_times(one, model=model, output=options.output)
         # All samples are judged together.
         dist.barrier()
     finally:
         close_distributed()
+
+
+def show_times(one: VideoSet, *, model: Model, output: Path) -> None:
+    """Seconds of a sample by stage, for the first prompt with every task; a file and the screen."""
+    times = {}
+    for job in one.jobs:
+        request = replace(job.request, seeds=job.request.seeds[:1])
+        name = f"{one.name}, {request.task}" if request.task else one.name
+        if name not in times:
+            times[name] = time_sampling(
+                model.network, request, encoders=model.encoders, config=model.config
+            )
+    table = timing_table(times)
+    write_atomically(output / TIMES, table.encode())
+    print(table)
 
 
 def judge(  # noqa: PLR0913 - one row and all that it is judged with
@@ -155,10 +175,25 @@ def write(
 ) -> None:
     """Numbers, table, plots and page, and the table on the screen."""
     write_results(evaluations, output / RESULTS)
+    for evaluation in evaluations:
+        write_for_vbench(evaluation, videos=videos[evaluation.name], folder=output / VBENCH)
     table = markdown(evaluations)
     write_atomically(output / TABLE, table.encode())
     page = write_report(evaluations, videos=videos, folder=output, shown=config.run.shown)
     print(f"{table}\nLook at {page}")
+
+
+def write_for_vbench(evaluation: Evaluation, *, videos: Mapping[str, Video], folder: Path) -> None:
+    """The files that VBench would have written, where there are scores of its own."""
+    judged = {
+        name: JudgedVideo(path=str(video.path or name), prompt=video.prompt)
+        for name, video in videos.items()
+    }
+    for group in evaluation.groups:
+        if any(score.name in DIMENSIONS for score in group.scores):
+            folder.mkdir(parents=True, exist_ok=True)
+            name = re.sub(r"[^\w.-]+", "_", f"{evaluation.name}_{group.name}")
+            write_vbench_files(folder, name=name, scores=group.scores, videos=judged)
 
 
 def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[VideoSet]:
@@ -171,6 +206,8 @@ def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[
         raise ValueError("--output: expected a folder, got nothing")
     if not options.samples and options.load is None:
         raise ValueError("--samples or --load: expected videos, or a network to sample")
+    if options.time and options.load is None:
+        raise ValueError("--time: expected a network to time, got no --load")
     sets = [] if options.load is None else [_network_set(options, config=config)]
     sets += [
         VideoSet(name=folder.name, folder=folder, fit=clip_fit(find_videos(folder)))
@@ -275,6 +312,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a setting of the network, such as sample.sampler=ddim")  # fmt: skip
     add("--ema", action="store_true", help="take the averaged weights")
     add("--name", help="of the network's row; default: the last part of --load")
+    add("--time", action="store_true", help="time sampling by stage, as well (with --load)")
     add("--reference", metavar="SHARDS", help="real clips: reference.shards")
     add("--output", type=Path, metavar="FOLDER", help="results; with --load the samples, too")
     add(

@@ -25,6 +25,9 @@ FLOORS = [
         "sat_udpdiff.outputs",
         "sat_udpdiff.pipeline",
         "sat_udpdiff.plan",
+        # What evaluation looks at the tiny world with; the rest of the package makes things.
+        "sat_udpdiff.tiny.clips",
+        "sat_udpdiff.tiny.judge*",
         "sat_udpdiff.training",
         "sat_udpdiff.weights",
     },

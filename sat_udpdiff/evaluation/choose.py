@@ -1,15 +1,33 @@
 """Names of measures to measures; all that is missing is told at once, before anything runs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from sat_udpdiff.evaluation.edge_agreement import EdgeAgreement
 from sat_udpdiff.evaluation.entity_counts import EntityCounts
+from sat_udpdiff.evaluation.feature_weights import find_feature_weights
+from sat_udpdiff.evaluation.frame_features import clip_features, dino_features
+from sat_udpdiff.evaluation.fvd_measure import Fvd, FvdSettings
 from sat_udpdiff.evaluation.measure import Measure
+from sat_udpdiff.evaluation.motion_smoothness import AmtMidFrames, FlowMidFrames
 from sat_udpdiff.evaluation.pixel_measures import FrameConsistency, MapAgreement
+from sat_udpdiff.evaluation.pseudo_truth import PipelineDepth, PipelineEntities
 from sat_udpdiff.evaluation.settings import EvaluationConfig
+from sat_udpdiff.evaluation.truth_measures import (
+    DepthAgainstTruth,
+    DepthComparison,
+    SegmentationAgainstTruth,
+)
+from sat_udpdiff.evaluation.vbench_measures import (
+    BackgroundConsistency,
+    MotionSmoothness,
+    SubjectConsistency,
+)
+from sat_udpdiff.tiny.judge import Judge
+from sat_udpdiff.tiny.judged import judged_measures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +45,88 @@ Factory = Callable[[EvaluationConfig, Around], list[Measure]]
 ValueError: weights are missing; names the setting, the file and where users get it.
 """
 
+
+def _subject(config: EvaluationConfig, around: Around) -> list[Measure]:
+    chosen = config.vbench
+    weights = find_feature_weights(chosen.dino, network="dino", key="vbench.dino")
+    network = dino_features(weights, device=around.device, chunk_frames=chosen.chunk_frames)
+    return [SubjectConsistency(network)]
+
+
+def _background(config: EvaluationConfig, around: Around) -> list[Measure]:
+    chosen = config.vbench
+    weights = find_feature_weights(chosen.clip, network="clip", key="vbench.clip")
+    network = clip_features(weights, device=around.device, chunk_frames=chosen.chunk_frames)
+    return [BackgroundConsistency(network)]
+
+
+def _smoothness(config: EvaluationConfig, around: Around) -> list[Measure]:
+    chosen = config.vbench
+    if chosen.motion == "flow":
+        return [MotionSmoothness(FlowMidFrames())]
+    weights = find_feature_weights(chosen.amt, network="amt", key="vbench.amt")
+    amt = AmtMidFrames(weights, package=chosen.package, device=around.device)
+    return [MotionSmoothness(amt)]
+
+
+def _fvd(config: EvaluationConfig, around: Around) -> list[Measure]:
+    chosen = config.fvd
+    try:
+        return [
+            Fvd.of_i3d(
+                chosen.weights,
+                protocol=chosen.protocol,
+                settings=FvdSettings(min_videos=chosen.min_videos, resamples=chosen.resamples),
+                device=around.device,
+            )
+        ]
+    except ValueError as error:
+        raise ValueError(f"fvd.weights: {error}") from error
+
+
+def _true_depth(config: EvaluationConfig, around: Around) -> PipelineDepth:
+    return PipelineDepth(config.depth, device=around.device, folder=around.cache / "depth")
+
+
+def _depth(config: EvaluationConfig, around: Around) -> list[Measure]:
+    chosen = config.depth_scores
+    truth = _true_depth(config, around)
+    return [DepthAgainstTruth(truth, align=chosen.align, scored=chosen.scored)]
+
+
+def _depth_comparison(config: EvaluationConfig, around: Around) -> list[Measure]:
+    chosen = config.depth_scores
+    other = PipelineDepth(replace(config.depth, method="depth_anything"), device=around.device)
+    truth = _true_depth(config, around)
+    return [DepthComparison(truth, other=other, align=chosen.align, scored=chosen.scored)]
+
+
+def _segmentation(config: EvaluationConfig, around: Around) -> list[Measure]:
+    truth = PipelineEntities(
+        config.segment,
+        propagate=config.propagate,
+        device=around.device,
+        folder=around.cache / "entities",
+    )
+    return [SegmentationAgainstTruth(truth)]
+
+
+def _tiny(config: EvaluationConfig, around: Around) -> list[Measure]:
+    del around  # the judge is small
+    settings = FvdSettings(min_videos=config.fvd.min_videos, resamples=config.fvd.resamples)
+    return judged_measures(Judge.load(), fvd=settings)
+
+
 REGISTRY: Mapping[str, Factory] = {
+    "subject_consistency": _subject,
+    "background_consistency": _background,
+    "motion_smoothness": _smoothness,
+    "fvd": _fvd,
+    "depth": _depth,
+    "depth_comparison": _depth_comparison,
+    "segmentation": _segmentation,
+    "edge": lambda config, around: [EdgeAgreement()],
+    "tiny": _tiny,
     "consistency": lambda config, around: [FrameConsistency()],
     "agreement": lambda config, around: [MapAgreement()],
     "entities": lambda config, around: [EntityCounts()],

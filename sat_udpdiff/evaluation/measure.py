@@ -88,6 +88,8 @@ class Score:
     per_video: Mapping[str, float] = field(default_factory=dict)
     """By name of the video; empty where only the set has a score. The value need not be their mean:
     VBench pools over frames."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """By name of the video, what weighs in the pool: frames compared. Empty for plain means."""
     interval: tuple[float, float] | None = None
     """95 %, by bootstrap over videos; None where there are too few."""
     facts: Mapping[str, Fact] = field(default_factory=dict)

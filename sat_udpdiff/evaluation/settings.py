@@ -7,11 +7,74 @@ from typing import Literal
 
 import yaml
 
+from data_loaders.panda_dense.depth import DepthSettings
+from data_loaders.panda_dense.propagate import PropagateSettings
+from data_loaders.panda_dense.segment import SegmentSettings
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import plain
 from sat_udpdiff.config_sources import Setting, build, read_file, read_override
+from sat_udpdiff.evaluation.depth import Align
+from sat_udpdiff.evaluation.fvd import FvdProtocol
+from sat_udpdiff.evaluation.truth_measures import Scored
 
-MeasureName = Literal["consistency", "agreement", "entities"]
+MeasureName = Literal[
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "fvd",
+    "depth",
+    "depth_comparison",
+    "segmentation",
+    "edge",
+    "tiny",
+    "consistency",
+    "agreement",
+    "entities",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VBenchSettings:
+    """Networks of VBench's three measures; what is not there is named with where users get it."""
+
+    dino: str = "facebook/dino-vitb16"
+    """subject_consistency: dino_vitbase16_pretrain.pth or its folder, transformers' folder, hub id."""
+    clip: str = "openai/clip-vit-base-patch32"
+    """background_consistency: ViT-B-32.pt or its folder, transformers' folder, hub id."""
+    motion: Literal["amt", "flow"] = "amt"
+    """motion_smoothness: amt is VBench's; flow is ours, scored as motion_smoothness_flow, and does
+    not compare with VBench's."""
+    amt: str = "~/.cache/vbench/amt_model/amt-s.pth"
+    """motion amt: amt-s.pth or its folder, where VBench keeps it."""
+    package: str | None = None
+    """motion amt: folder of the vbench package; null = the installed one."""
+    chunk_frames: int = 8
+    """Frames that go through DINO or CLIP at once; of no influence but for memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FvdOptions:
+    """Frechet video distance."""
+
+    weights: str = ""
+    """I3D's weights or their folder: i3d_torchscript.pt (styleganv), i3d_pretrained_400.pt (cdfvd);
+    empty = the working folder."""
+    protocol: FvdProtocol = "styleganv"
+    """What is done to pixels, and what the covariance is divided by; the two do not compare."""
+    min_videos: int = 64
+    """Samples and references below which there is no distance, of measure tiny, too."""
+    resamples: int = 100
+    """Of the bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthScoreSettings:
+    """How depth is scored against its truth (measures depth and depth_comparison)."""
+
+    align: tuple[Align, ...] = ("none", "lstsq")
+    """A pair of scores each; the paper states none, DepthCrafter's program takes lstsq."""
+    scored: Scored = "all"
+    """above_least: where the truth is above .001, as in DepthCrafter's program."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +138,16 @@ class EvaluationConfig:
     prompts: PromptSettings = field(default_factory=PromptSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
+    vbench: VBenchSettings = field(default_factory=VBenchSettings)
+    fvd: FvdOptions = field(default_factory=FvdOptions)
+    depth_scores: DepthScoreSettings = field(default_factory=DepthScoreSettings)
+    depth: DepthSettings = field(default_factory=DepthSettings)
+    """What the true depth of a sample's video is made with, as in the data set's pipeline;
+    `depth.depth_anything` is what depth_comparison judges."""
+    segment: SegmentSettings = field(default_factory=SegmentSettings)
+    """Likewise of its true entities, in the first frame."""
+    propagate: PropagateSettings = field(default_factory=PropagateSettings)
+    """And through the clip."""
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -115,6 +188,10 @@ def check(config: EvaluationConfig) -> None:
         "reference.count": (config.reference.count, 1),
         "reference.world_seed": (config.reference.world_seed, 0),
         "run.shown": (config.run.shown, 1),
+        "vbench.chunk_frames": (config.vbench.chunk_frames, 1),
+        "fvd.min_videos": (config.fvd.min_videos, 2),
+        "fvd.resamples": (config.fvd.resamples, 2),
+        "depth_scores.align": (len(config.depth_scores.align), 1),
     }
     for key, (value, minimum) in least.items():
         if value < minimum:

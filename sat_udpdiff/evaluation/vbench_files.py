@@ -29,8 +29,6 @@ class JudgedVideo:
     """As the files shall name it."""
     prompt: str = ""
     """'' = the file's name without its ending and a number after a dash, as VBench takes it."""
-    comparisons: int = 0
-    """Frames compared for background consistency (`vbench_measures.comparisons`)."""
 
 
 def prompt_of(video: JudgedVideo) -> str:
@@ -62,10 +60,8 @@ def eval_results(
             video = videos[name]
             row: dict[str, Any] = {"video_path": video.path, "video_results": value}
             if dimension == _COUNTED:
-                row |= {
-                    "video_sim": value * video.comparisons,
-                    "cnt_per_video": video.comparisons,
-                }
+                count = score.counts[name]
+                row |= {"video_sim": value * count, "cnt_per_video": count}
             rows.append(row)
         results[dimension] = [score.value, rows]
     return results

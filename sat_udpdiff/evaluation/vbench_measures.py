@@ -81,6 +81,7 @@ class _Consistency(Measure):
                 value=pooled_mean(terms),
                 higher_is_better=True,
                 per_video={name: float(v[_TERMS].mean()) for name, v in features.items()},
+                counts={name: len(v[_TERMS]) for name, v in features.items()},
                 interval=pooled_interval(terms),
                 facts=facts,
             )
@@ -146,15 +147,6 @@ class MotionSmoothness(Measure):
             "comparable": self._is_vbench,
         }
         return [mean_score(self.name, per_video, higher_is_better=True, facts=facts)]
-
-
-def comparisons(features: Mapping[str, Features]) -> dict[str, int]:
-    """Frames of each video that were compared with others: VBench's `cnt_per_video`.
-
-    Args:
-        features: Of a consistency measure, by name of the video.
-    """
-    return {name: len(video[_TERMS]) for name, video in features.items()}
 
 
 def _facts(features: Mapping[str, Features]) -> dict[str, Fact]:

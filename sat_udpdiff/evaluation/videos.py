@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from data_loaders.decode import decode_rgb, video_facts
+from data_loaders.decode import decode_as_vbench, decode_rgb, video_facts
 from data_loaders.probe import probe
 from data_loaders.schema import DataError
 from sat_udpdiff.config import TASKS, Task
@@ -104,11 +104,11 @@ class SampleVideo:
 
     def rgb(self) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames; UnusableError where they cannot be decoded."""
-        return _decode(self.path)
+        return _frames(self.path)
 
     def dense(self) -> UInt8[np.ndarray, "t h w 3"] | None:
         """The dense map in colours, as it can be viewed (h264); None without one."""
-        return None if self.task is None else _decode(self.folder / _DENSE)
+        return None if self.task is None else _decode(self.folder / _DENSE, how=decode_rgb)
 
     def entity_ids(self) -> Int32[np.ndarray, "t h w"] | None:
         """Ids that were decoded from the map; None for other tasks."""
@@ -172,7 +172,7 @@ class FileVideo:
 
     def rgb(self) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames; UnusableError where they cannot be decoded."""
-        return _decode(self.path)
+        return _frames(self.path)
 
     def dense(self) -> None:
         """None: a file has no map."""
@@ -300,9 +300,14 @@ def _stored_shape(path: Path) -> tuple[int, ...]:
         raise UnusableError(f"half written: {path.name} cannot be read: {error}") from error
 
 
-def _decode(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
+def _frames(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
+    """As VBench sees them, whose scores ours are to equal."""
+    return _decode(path, how=decode_as_vbench)
+
+
+def _decode(path: Path, *, how: Callable[..., np.ndarray]) -> UInt8[np.ndarray, "t h w 3"]:
     try:
-        return decode_rgb(path, name=path.name)
+        return how(path, name=path.name)
     except DataError as error:
         raise UnusableError(str(error)) from error
 

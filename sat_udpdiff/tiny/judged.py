@@ -25,6 +25,8 @@ from sat_udpdiff.tiny.judge import FEATURES, ClipVerdict, Judge
 
 Pixels = UInt8[np.ndarray, "t h w 3"]
 HEAD = "tiny_"
+# Of the score of smoothness by optical flow; nothing here is by another method.
+_FLOW = "_flow"
 
 
 class Eyes:
@@ -119,35 +121,35 @@ class Judged(Measure):
         return [
             replace(
                 score,
-                name=HEAD + score.name,
+                name=HEAD + score.name.removesuffix(_FLOW),
                 facts={**score.facts, "network": "the tiny world's judge", "comparable": False},
             )
             for score in self._measure.scores(features, references=references)
         ]
 
 
-def video_measures(judge: Judge, *, min_videos: int) -> list[Measure]:
+def video_measures(judge: Judge, *, fvd: FvdSettings) -> list[Measure]:
     """The measures of videos without dense maps: consistency, smoothness, distance.
 
     Args:
         judge: Of the tiny world.
-        min_videos: Below which the distance is an error.
+        fvd: Settings of the distance.
     """
     eyes = Eyes(judge)
-    return [Judged(measure) for measure in _of_videos(eyes, min_videos=min_videos)]
+    return [Judged(measure) for measure in _of_videos(eyes, fvd=fvd)]
 
 
-def judged_measures(judge: Judge, *, min_videos: int) -> list[Measure]:
+def judged_measures(judge: Judge, *, fvd: FvdSettings) -> list[Measure]:
     """All measures of the tiny world: those of `video_measures`, of depth and of segmentation."""
     eyes = Eyes(judge)
     of_maps = [DepthAgainstTruth(eyes, scored="above_least"), SegmentationAgainstTruth(eyes)]
-    return [Judged(measure) for measure in (*_of_videos(eyes, min_videos=min_videos), *of_maps)]
+    return [Judged(measure) for measure in (*_of_videos(eyes, fvd=fvd), *of_maps)]
 
 
-def _of_videos(eyes: Eyes, *, min_videos: int) -> list[Measure]:
+def _of_videos(eyes: Eyes, *, fvd: FvdSettings) -> list[Measure]:
     return [
         SubjectConsistency(_FrameEyes(eyes, part="subject")),
         BackgroundConsistency(_FrameEyes(eyes, part="background")),
         MotionSmoothness(FlowMidFrames()),
-        Fvd(_ClipEyes(eyes), protocol=None, settings=FvdSettings(min_videos=min_videos)),
+        Fvd(_ClipEyes(eyes), protocol=None, settings=fvd),
     ]

@@ -24,6 +24,7 @@ from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.evaluation.arrays import ArrayVideo
 from sat_udpdiff.evaluation.depth import LEAST, depth_errors
 from sat_udpdiff.evaluation.fvd import frechet_distance
+from sat_udpdiff.evaluation.fvd_measure import FvdSettings
 from sat_udpdiff.evaluation.measure import Features, Measure
 from sat_udpdiff.evaluation.overlap import mean_iou, overlaps
 from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
@@ -127,7 +128,7 @@ def measure_judge(
     references = [
         _coded(world.clip(index).rgb, codec=codec) for index in range(last, last + len(clips))
     ]
-    measures = video_measures(judge, min_videos=2)
+    measures = video_measures(judge, fvd=FvdSettings(min_videos=2))
     truth = _features(measures, references)
     return JudgeQuality(
         rendered=_errors(judge, clips, rendered),
