@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt16
 
-from data_loaders.decode import decode_rgb
+from data_loaders.decode import decode_as_vbench
 from data_loaders.geometry import fit_depth, fit_ids, fit_rgb
 from data_loaders.order import ClipSize, frame_indices
 from data_loaders.schema import DataError, Sample
@@ -108,7 +108,8 @@ class ClipVideo:
         """The frames; UnusableError where they are damaged."""
         try:
             name, content = self.stored.rgb_file()
-            rgb = decode_rgb(content, name=name, indices=self._indices())
+            # As samples are decoded: two conversions of colours would be a distance.
+            rgb = decode_as_vbench(content, name=name, indices=self._indices())
         except DataError as error:
             raise UnusableError(str(error)) from error
         return rgb if self.fit is None else fit_rgb(rgb, **self._extent(self.fit))

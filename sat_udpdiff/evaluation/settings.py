@@ -38,9 +38,9 @@ class VBenchSettings:
     """Networks of VBench's three measures; what is not there is named with where users get it."""
 
     dino: str = "facebook/dino-vitb16"
-    """subject_consistency: dino_vitbase16_pretrain.pth or its folder, transformers' folder, hub id."""
+    """subject_consistency: dino_vitbase16_pretrain.pth, transformers' folder, or a hub id."""
     clip: str = "openai/clip-vit-base-patch32"
-    """background_consistency: ViT-B-32.pt or its folder, transformers' folder, hub id."""
+    """background_consistency: ViT-B-32.pt, transformers' folder, or a hub id."""
     motion: Literal["amt", "flow"] = "amt"
     """motion_smoothness: amt is VBench's; flow is ours, scored as motion_smoothness_flow, and does
     not compare with VBench's."""

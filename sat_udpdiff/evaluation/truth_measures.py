@@ -194,6 +194,8 @@ class SegmentationAgainstTruth(Measure):
 
     name = "segmentation"
     tasks: frozenset[Task | None] = frozenset({"segmentation"})
+    # Of a clip without any match there is nothing that could be stable.
+    may_be_missing = frozenset({"id_stability"})
 
     def __init__(self, truth: EntityTruth) -> None:
         self._truth = truth

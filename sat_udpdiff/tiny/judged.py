@@ -35,6 +35,8 @@ class Eyes:
     Several measures ask about one video in turn.
     """
 
+    name = "the tiny world's judge"
+
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._last: tuple[Pixels, ClipVerdict] | None = None
@@ -104,6 +106,7 @@ class Judged(Measure):
         self.name = HEAD + measure.name
         self.tasks = measure.tasks
         self.compares_with_references = measure.compares_with_references
+        self.may_be_missing = measure.may_be_missing
 
     @property
     def key(self) -> str:
@@ -122,7 +125,7 @@ class Judged(Measure):
             replace(
                 score,
                 name=HEAD + score.name.removesuffix(_FLOW),
-                facts={**score.facts, "network": "the tiny world's judge", "comparable": False},
+                facts={**score.facts, "network": Eyes.name, "comparable": False},
             )
             for score in self._measure.scores(features, references=references)
         ]

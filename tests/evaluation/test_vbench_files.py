@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,8 @@ from sat_udpdiff.evaluation.vbench_files import (
 )
 
 VIDEOS = {
-    "one": JudgedVideo(path="/videos/a red disc-3.mp4", comparisons=4),
-    "two": JudgedVideo(path="/videos/two.mp4", prompt="a blue box", comparisons=2),
+    "one": JudgedVideo(path="/videos/a red disc-3.mp4"),
+    "two": JudgedVideo(path="/videos/two.mp4", prompt="a blue box"),
 }
 
 
@@ -24,7 +25,7 @@ SCORES = [
     score("fvd", 300.0),
     score("motion_smoothness_flow", 0.4, one=0.4, two=0.4),
     score("motion_smoothness", 0.9, one=1.0, two=0.8),
-    score("background_consistency", 0.5, one=0.5, two=0.25),
+    replace(score("background_consistency", 0.5, one=0.5, two=0.25), counts={"one": 4, "two": 2}),
 ]
 
 

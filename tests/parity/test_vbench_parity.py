@@ -34,7 +34,6 @@ from sat_udpdiff.evaluation.vbench_measures import (
     BackgroundConsistency,
     MotionSmoothness,
     SubjectConsistency,
-    comparisons,
 )
 
 ORACLE = Path(__file__).with_name("vbench_oracle.py")
@@ -143,7 +142,7 @@ class Ours:
 
 
 def our_scores(judged: Judged, *, packages: Path) -> Ours:
-    scores, counts = [], {}
+    scores = []
     for measure in measures(judged.folder, packages=packages).values():
         features = {}
         # In VBench's order, which is the folder's.
@@ -151,11 +150,8 @@ def our_scores(judged: Judged, *, packages: Path) -> Ours:
             frames = decode_as_vbench(path, name=path.name)
             features[path.stem] = measure.features(ArrayVideo(name=path.stem, frames=frames))
         scores += measure.scores(features, references={})
-        if measure.name == "background_consistency":
-            counts = comparisons(features)
     videos = {
-        name: JudgedVideo(path=str(judged.folder / "videos" / f"{name}.mp4"), comparisons=count)
-        for name, count in counts.items()
+        path.stem: JudgedVideo(path=str(path)) for path in (judged.folder / "videos").glob("*.mp4")
     }
     return Ours(scores=scores, videos=videos)
 
