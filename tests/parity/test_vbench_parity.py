@@ -142,17 +142,16 @@ class Ours:
 
 
 def our_scores(judged: Judged, *, packages: Path) -> Ours:
+    # In VBench's order, which is the folder's.
+    paths = [Path(entry["video_list"][0]) for entry in judged.info]
     scores = []
     for measure in measures(judged.folder, packages=packages).values():
         features = {}
-        # In VBench's order, which is the folder's.
-        for path in (Path(entry["video_list"][0]) for entry in judged.info):
+        for path in paths:
             frames = decode_as_vbench(path, name=path.name)
             features[path.stem] = measure.features(ArrayVideo(name=path.stem, frames=frames))
         scores += measure.scores(features, references={})
-    videos = {
-        path.stem: JudgedVideo(path=str(path)) for path in (judged.folder / "videos").glob("*.mp4")
-    }
+    videos = {path.stem: JudgedVideo(path=str(path)) for path in paths}
     return Ours(scores=scores, videos=videos)
 
 
