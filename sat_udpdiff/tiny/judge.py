@@ -37,7 +37,7 @@ class ClipVerdict:
     """What the judge says of one clip."""
 
     depth: Float32[np.ndarray, "t h w"]
-    """Disparity, min-max over the clip: 0..1, 1 = near."""
+    """Disparity, 0..1, 1 = near; on the scale of the world's clips, which are min-maxed."""
     entity_ids: Int32[np.ndarray, "t h w"]
     """1 + the index of the pixel's kind in `KINDS`: the same in all clips."""
     subject_features: Float64[np.ndarray, "t c"]
@@ -107,7 +107,7 @@ class Judge:
         subject, background = pooled_features(verdict)
         world = self._world
         return ClipVerdict(
-            depth=_min_max(verdict.depth[0], farthest=entity_ids == _WALL_ID),
+            depth=_disparity(verdict.depth[0], wall=entity_ids == _WALL_ID),
             entity_ids=entity_ids,
             subject_features=_directions(subject, centre=world.subject),
             background_features=_directions(background, centre=world.background),
@@ -137,13 +137,11 @@ def component_axes(
     return centre, axes[:count] / scale[:, None]
 
 
-def _min_max(
-    depth: Float[Tensor, "t h w"], *, farthest: Bool[np.ndarray, "t h w"]
+def _disparity(
+    depth: Float[Tensor, "t h w"], *, wall: Bool[np.ndarray, "t h w"]
 ) -> Float32[np.ndarray, "t h w"]:
-    """Disparity over the clip. The wall is the farthest there is: exactly 0, as in truth."""
-    values = np.where(farthest, float(depth.min()), depth.numpy())
-    low, high = values.min(), values.max()
-    return ((values - low) / max(high - low, 1e-6)).astype(np.float32)
+    """The wall is the farthest there is: exactly 0, as in truth."""
+    return np.where(wall, 0.0, depth.clamp(0.0, 1.0).numpy()).astype(np.float32)
 
 
 def _entities(kinds: Float[Tensor, "kinds t h w"]) -> Int32[np.ndarray, "t h w"]:

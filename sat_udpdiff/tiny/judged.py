@@ -56,7 +56,7 @@ class Eyes:
         return self._last[1]
 
     def depth(self, rgb: Pixels) -> Float32[np.ndarray, "t h w"]:
-        """Disparity in [0, 1], min-max over the clip, 1 = near."""
+        """Disparity in [0, 1], 1 = near."""
         return self.see(rgb).depth
 
     def entities(self, rgb: Pixels) -> Int32[np.ndarray, "t h w"]:
