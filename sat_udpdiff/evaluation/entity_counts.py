@@ -6,10 +6,15 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from sat_udpdiff.config import Task
-from sat_udpdiff.evaluation.measure import Features, Measure, Score, UnusableError, Video
-
-ENTITIES_SCORE = "entity_count_distance"
-"""Its per-video numbers are the numbers of entities, which are neither good nor bad."""
+from sat_udpdiff.evaluation.measure import (
+    Features,
+    Histogram,
+    Measure,
+    Score,
+    UnusableError,
+    Video,
+    count_histogram,
+)
 
 
 class EntityCounts(Measure):
@@ -48,18 +53,27 @@ class EntityCounts(Measure):
                 f"entities: expected samples and reference clips with entity ids, got "
                 f"{len(features)} and {len(references)}"
             )
-        counts = {name: float(found["count"]) for name, found in features.items()}
-        real = [float(found["count"]) for found in references.values()]
+        counts, real = _counts(features), _counts(references)
         return [
             Score(
-                name=ENTITIES_SCORE,
-                value=float(wasserstein_distance(list(counts.values()), real)),
+                name="entity_count_distance",
+                value=float(wasserstein_distance(counts, real)),
                 higher_is_better=False,
-                per_video=counts,
                 facts={
-                    "mean": float(np.mean(list(counts.values()))),
+                    "mean": float(np.mean(counts)),
                     "reference_mean": float(np.mean(real)),
                     "references": len(real),
                 },
             )
         ]
+
+    def histograms(
+        self, features: Mapping[str, Features], *, references: Mapping[str, Features]
+    ) -> list[Histogram]:
+        """Of samples and of references."""
+        counts = {"samples": _counts(features), "references": _counts(references)}
+        return [count_histogram("entities", counts, axis="entities of a clip")]
+
+
+def _counts(features: Mapping[str, Features]) -> list[int]:
+    return [int(found["count"]) for found in features.values()]

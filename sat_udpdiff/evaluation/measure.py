@@ -6,7 +6,7 @@ from features, so that intervals and other sets cost nothing more.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -96,6 +96,20 @@ class Score:
     """What the number depends on; printed beside it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """Something to look at beside the scores."""
+
+    name: str
+    """snake_case, unique among all measures: `depth_error`."""
+    axis: str
+    """What is counted, with its unit."""
+    edges: tuple[float, ...]
+    """Of the bins, rising; one more than bins."""
+    shares: Mapping[str, tuple[float, ...]]
+    """By what they are of ('true', 'found', '' where there is one); each sums to 1."""
+
+
 class Measure(ABC):
     """Turns videos into features and features into scores."""
 
@@ -138,6 +152,34 @@ class Measure(ABC):
         Raises:
             ValueError: The set as a whole cannot be scored (too few videos); says what is missing.
         """
+
+    def histograms(
+        self, features: Mapping[str, Features], *, references: Mapping[str, Features]
+    ) -> list[Histogram]:
+        """Histograms of the same features, at least one of which is there; none by default."""
+        del features, references
+        return []
+
+
+def count_histogram(name: str, counts: Mapping[str, Sequence[int]], *, axis: str) -> Histogram:
+    """Shares of videos by a number of things, a bin for each number up to the largest.
+
+    Args:
+        name: Of the histogram.
+        counts: By what they are of, one number >= 0 per video; those without any are left out.
+        axis: What is counted.
+    """
+    length = 1 + max(max(of, default=0) for of in counts.values())
+    return Histogram(
+        name=name,
+        axis=axis,
+        edges=tuple(float(edge) - 0.5 for edge in range(length + 1)),
+        shares={
+            of: tuple((np.bincount(some, minlength=length) / len(some)).tolist())
+            for of, some in counts.items()
+            if some
+        },
+    )
 
 
 def bootstrap_mean(

@@ -2,18 +2,17 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from sat_udpdiff.evaluation.measure import Histogram
+
 _BINS = 20
 _SIZE = (5.0, 3.2)
 _DPI = 110
-_ENTITY_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0, 50.0)
-"""Lower ends of the ranges that numbers of entities are counted in."""
 
 
 def distributions(
@@ -60,31 +59,23 @@ def cumulative(values: Mapping[str, Sequence[float]], *, title: str, axis: str) 
     return _png(figure)
 
 
-def entity_histogram(counts: Mapping[str, Sequence[float]], *, title: str) -> bytes:
-    """Shares of clips by their number of entities, sets side by side.
+def histogram(shares: Mapping[str, Histogram], *, title: str) -> bytes:
+    """Histograms of one thing over one axis, as outlines.
 
     Args:
-        counts: Name of a set -> entities of each of its clips.
+        shares: Name of a set -> its histogram.
         title: Of the plot.
 
     Returns:
         A PNG.
     """
-    figure, axes = _figure(title, x="entities of a clip", y="share of clips")
-    edges = [*_ENTITY_EDGES, np.inf]
-    places, width = np.arange(len(_ENTITY_EDGES)), 0.8 / max(1, len(counts))
-    for i, (name, some) in enumerate(counts.items()):
-        shares = np.histogram(some, bins=edges)[0] / max(1, len(some))
-        axes.bar(places + (i - (len(counts) - 1) / 2) * width, shares, width, label=name)
-    axes.set_xticks(places, [_range(low, high) for low, high in pairwise(edges)])
+    figure, axes = _figure(title, x=next(iter(shares.values())).axis, y="share")
+    for name, one in shares.items():
+        for of, values in one.shares.items():
+            label = f"{name}, {of}" if of else name
+            axes.stairs(values, one.edges, label=label, linewidth=1.6)
     axes.legend(fontsize=7, frameon=False)
     return _png(figure)
-
-
-def _range(low: float, high: float) -> str:
-    if high == np.inf:
-        return f">={low:.0f}"
-    return f"{low:.0f}" if high == low + 1 else f"{low:.0f}-{high - 1:.0f}"
 
 
 def _figure(title: str, *, x: str, y: str) -> tuple[Figure, Any]:

@@ -13,8 +13,7 @@ from data_loaders.atomic_file import write_atomically
 from data_loaders.page_parts import damaged, document, fit, moving_picture, tiles
 from data_loaders.schema import DataError
 from sat_udpdiff.evaluation import plots, tables
-from sat_udpdiff.evaluation.entity_counts import ENTITIES_SCORE
-from sat_udpdiff.evaluation.measure import Score, UnusableError, Video
+from sat_udpdiff.evaluation.measure import Histogram, Score, UnusableError, Video
 from sat_udpdiff.evaluation.run import Evaluation, Group
 from sat_udpdiff.outputs import views_of
 
@@ -60,23 +59,27 @@ def write_report(
 
 
 def draw_plots(evaluations: Sequence[Evaluation]) -> dict[str, bytes]:
-    """PNGs by name: each score that videos have of their own, over all rows and tasks."""
+    """PNGs by name: scores that videos have of their own, and histograms, over rows and tasks."""
     values: dict[str, dict[str, list[float]]] = {}
+    histograms: dict[str, dict[str, Histogram]] = {}
     for evaluation in evaluations:
         for group in evaluation.groups:
+            for one in group.histograms:
+                histograms.setdefault(one.name, {})[f"{evaluation.name}, {group.name}"] = one
             for score in group.scores:
                 if score.per_video:
                     of_sets = values.setdefault(score.name, {})
                     of_sets[f"{evaluation.name}, {group.name}"] = list(score.per_video.values())
     drawn = {}
     for name, of_sets in values.items():
-        if name == ENTITIES_SCORE:
-            drawn["entities"] = plots.entity_histogram(of_sets, title="entities per clip")
-            continue
         drawn[name] = plots.distributions(of_sets, title=name, axis=name)
         if name in _ERRORS:
             drawn[f"{name}_share"] = plots.cumulative(of_sets, title=name, axis=name)
-    return drawn
+    # A score and a histogram may bear one name.
+    return drawn | {
+        f"{name}_histogram": plots.histogram(of_sets, title=name)
+        for name, of_sets in histograms.items()
+    }
 
 
 def chosen_videos(score: Score, *, shown: int) -> dict[str, list[str]]:
@@ -150,11 +153,11 @@ def _samples(evaluation: Evaluation, *, videos: Mapping[str, Video], shown: int)
     parts = []
     cards: dict[str, str] = {}
     for group in evaluation.groups:
-        for score in group.scores:
-            # Numbers of entities are neither good nor bad.
-            if not score.per_video or score.name == ENTITIES_SCORE:
-                continue
-            parts.append(_score_samples(group, score, videos=videos, shown=shown, cards=cards))
+        parts += [
+            _score_samples(group, score, videos=videos, shown=shown, cards=cards)
+            for score in group.scores
+            if score.per_video
+        ]
     if not parts:
         return ""
     return f"<section><h2>Samples of {escape(evaluation.name)}</h2>{''.join(parts)}</section>"

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_loaders.atomic_file import write_atomically
 from sat_udpdiff.config_io import plain
-from sat_udpdiff.evaluation.measure import Score
+from sat_udpdiff.evaluation.measure import Histogram, Score
 from sat_udpdiff.evaluation.run import Cost, Evaluation, Group
 
 VERSION = 1
@@ -62,7 +62,14 @@ def _evaluation(values: Mapping[str, Any]) -> Evaluation:
 
 def _group(values: Mapping[str, Any]) -> Group:
     scores = tuple(_score(score) for score in values["scores"])
-    return Group(**{**values, "scores": scores, "videos": tuple(values["videos"])})
+    histograms = tuple(_histogram(histogram) for histogram in values["histograms"])
+    lists = {"scores": scores, "histograms": histograms, "videos": tuple(values["videos"])}
+    return Group(**{**values, **lists})
+
+
+def _histogram(values: Mapping[str, Any]) -> Histogram:
+    shares = {of: tuple(some) for of, some in values["shares"].items()}
+    return Histogram(**{**values, "edges": tuple(values["edges"]), "shares": shares})
 
 
 def _score(values: Mapping[str, Any]) -> Score:

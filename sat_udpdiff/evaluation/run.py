@@ -16,7 +16,7 @@ from sat_udpdiff.config import TASKS, Task
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.cache import FeatureCache
 from sat_udpdiff.evaluation.features import FeatureMaker
-from sat_udpdiff.evaluation.measure import Fact, Features, Measure, Score, Video
+from sat_udpdiff.evaluation.measure import Fact, Features, Histogram, Measure, Score, Video
 
 NO_MAP = "video"
 """Name of the group of videos without a dense map."""
@@ -32,6 +32,7 @@ class Group:
     """The task, or `NO_MAP`."""
     videos: tuple[str, ...]
     scores: tuple[Score, ...]
+    histograms: tuple[Histogram, ...] = ()
     exclusions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Measure -> video -> why it was not judged; measures without exclusions are not named."""
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -175,6 +176,7 @@ class _Books:
     def group(self, videos: Sequence[Video], *, name: str) -> Group:
         """Scores of videos of one task."""
         scores: list[Score] = []
+        histograms: list[Histogram] = []
         exclusions, failures = {}, {}
         for measure in self._measures:
             if videos[0].task not in measure.tasks:
@@ -186,12 +188,15 @@ class _Books:
             try:
                 references = self._reference_features(measure)
                 scores += _checked(measure.scores(features, references=references))
+                if features:
+                    histograms += measure.histograms(features, references=references)
             except ValueError as error:
                 failures[measure.name] = str(error)
         return Group(
             name=name,
             videos=tuple(video.name for video in videos),
             scores=tuple(scores),
+            histograms=tuple(histograms),
             exclusions=exclusions,
             failures=failures,
         )

@@ -19,10 +19,12 @@ from sat_udpdiff.evaluation.identity import id_stability
 from sat_udpdiff.evaluation.measure import (
     Fact,
     Features,
+    Histogram,
     Measure,
     Score,
     UnusableError,
     Video,
+    count_histogram,
     mean_score,
 )
 from sat_udpdiff.evaluation.overlap import match_entities, mean_iou, overlaps
@@ -106,6 +108,21 @@ class DepthAgainstTruth(Measure):
                 "num_dropped": np.asarray(errors.num_dropped),
             }
         return features
+
+    def histograms(
+        self, features: Mapping[str, Features], *, references: Mapping[str, Features]
+    ) -> list[Histogram]:
+        """Of guess - truth, unaligned, -1 (guessed far, truly near) to 1; videos count alike."""
+        del references
+        shares = np.mean([found["error_histogram"] for found in features.values()], axis=0)
+        return [
+            Histogram(
+                name=f"{self.name}_error",
+                axis="disparity, guess - truth; shares of pixels",
+                edges=tuple(np.linspace(-1, 1, len(shares) + 1).tolist()),
+                shares={"": tuple(shares.tolist())},
+            )
+        ]
 
     def _guess(self, video: Video) -> Float32[np.ndarray, "t h w"]:
         if (depth := video.depth()) is None:
@@ -269,6 +286,16 @@ class SegmentationAgainstTruth(Measure):
         if stable:
             scores.append(mean_score("id_stability", stable, higher_is_better=True, facts=facts))
         return scores
+
+    def histograms(
+        self, features: Mapping[str, Features], *, references: Mapping[str, Features]
+    ) -> list[Histogram]:
+        """Videos by the number of their entities, in truth and as found."""
+        del references
+        counts = {
+            of: [int(found[f"num_{of}"]) for found in features.values()] for of in ("true", "found")
+        }
+        return [count_histogram("segmentation_entities", counts, axis="entities of a clip")]
 
     def _panoptic(self, features: Mapping[str, Features], *, facts: Mapping[str, Fact]) -> Score:
         per_video = {name: _quality([found]) for name, found in features.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
 
 from sat_udpdiff.evaluation.fvd_measure import Fvd, FvdSettings
-from sat_udpdiff.evaluation.measure import Features, Measure, Score, UnusableError, Video
+from sat_udpdiff.evaluation.measure import Features, Histogram, Measure, Score, UnusableError, Video
 from sat_udpdiff.evaluation.motion_smoothness import FlowMidFrames
 from sat_udpdiff.evaluation.truth_measures import DepthAgainstTruth, SegmentationAgainstTruth
 from sat_udpdiff.evaluation.vbench_measures import (
@@ -116,6 +116,13 @@ class Judged(Measure):
     def features(self, video: Video) -> Features:
         """Those of the measure."""
         return self._measure.features(video)
+
+    def histograms(
+        self, features: Mapping[str, Features], *, references: Mapping[str, Features]
+    ) -> list[Histogram]:
+        """Those of the measure, by other names."""
+        found = self._measure.histograms(features, references=references)
+        return [replace(one, name=HEAD + one.name) for one in found]
 
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]

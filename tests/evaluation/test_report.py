@@ -10,8 +10,7 @@ from PIL import Image
 
 from sat_udpdiff.evaluation import plots, report, tables
 from sat_udpdiff.evaluation.arrays import ArrayVideo
-from sat_udpdiff.evaluation.entity_counts import ENTITIES_SCORE
-from sat_udpdiff.evaluation.measure import Score
+from sat_udpdiff.evaluation.measure import Score, count_histogram
 from sat_udpdiff.evaluation.run import Cost, Evaluation, Group
 
 _VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -65,13 +64,14 @@ def evaluation(name: str = "multi", *, trained: str = "segmentation, depth") -> 
         ),
         Score(name="fvd", value=310.256, higher_is_better=False, facts={"n": 5}),
         Score(name="edge", value=0.5, higher_is_better=False, per_video=per_video),
-        Score(name=ENTITIES_SCORE, value=1.5, higher_is_better=False, per_video={"v0": 3.0}),
+        Score(name="entity_count_distance", value=1.5, higher_is_better=False),
         Score(name="depth_rmse", value=0.1, higher_is_better=False, per_video=per_video),
     )
     group = Group(
         name="depth",
         videos=tuple(per_video),
         scores=scores,
+        histograms=(count_histogram("entities", {"samples": [3, 1], "references": [2]}, axis="n"),),
         exclusions={"edge": {"v9": "one frame"}},
         failures={"motion": "no video could be judged"},
     )
@@ -150,7 +150,13 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert "best: 0.9400" in html and "worst: 0.9000" in html
     assert "paper, Table 2" in html and "weights=a|b" in html
     assert html.count('src="data:image/png;base64,') == 5
-    for name in ("subject_consistency", "edge", "entities", "depth_rmse", "depth_rmse_share"):
+    for name in (
+        "subject_consistency",
+        "edge",
+        "entities_histogram",
+        "depth_rmse",
+        "depth_rmse_share",
+    ):
         with Image.open(tmp_path / "plots" / f"{name}.png") as image:
             assert image.width > 300
 
@@ -174,7 +180,13 @@ def test_plots_are_pictures(values) -> None:
     drawn = [
         plots.distributions(values, title="t", axis="a"),
         plots.cumulative(values, title="t", axis="a"),
-        plots.entity_histogram(values, title="t"),
+        plots.histogram(
+            {
+                name: count_histogram("n", {"": [len(some)]}, axis="a")
+                for name, some in values.items()
+            },
+            title="t",
+        ),
     ]
     assert all(png.startswith(b"\x89PNG") for png in drawn)
     assert len(set(drawn)) == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sat_udpdiff.evaluation.measure import Score
+from sat_udpdiff.evaluation.measure import Histogram, Score
 from sat_udpdiff.evaluation.results import read_results, write_results
 from sat_udpdiff.evaluation.run import Cost, Evaluation, Group
 
@@ -28,6 +28,9 @@ EVALUATION = Evaluation(
             name="depth",
             videos=("a", "b", "c"),
             scores=SCORES,
+            histograms=(
+                Histogram(name="error", axis="m", edges=(0.0, 0.5, 1.0), shares={"": (0.25, 0.75)}),
+            ),
             exclusions={"depth": {"c": "one frame"}},
             failures={"motion": "no video could be judged"},
         ),

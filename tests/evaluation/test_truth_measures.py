@@ -8,7 +8,6 @@ import pytest
 from data_loaders.synthetic import WorldConfig, make_clip
 from sat_udpdiff.colormaps import depth as colormap
 from sat_udpdiff.evaluation.arrays import ArrayVideo
-from sat_udpdiff.evaluation.dense_histograms import depth_error_histogram, entity_count_histogram
 from sat_udpdiff.evaluation.depth import depth_errors
 from sat_udpdiff.evaluation.measure import UnusableError
 from sat_udpdiff.evaluation.pseudo_truth import StoredTruth
@@ -189,23 +188,21 @@ def test_where_nothing_is_found_twice_there_is_no_stability() -> None:
 def test_histograms_for_the_report() -> None:
     videos = [guessed(v, depth=np.minimum(v.disparity, 0.8) + np.float32(0.11)) for v in VIDEOS]
     measure = DepthAgainstTruth(TRUTH)
-    histogram = depth_error_histogram({v.name: measure.features(v) for v in videos})
-    assert len(histogram.edges) == len(histogram.shares) + 1
-    assert histogram.shares.sum() == pytest.approx(1)
-    most = histogram.shares.argmax()
+    of_videos = {v.name: measure.features(v) for v in videos}
+    (histogram,) = measure.histograms(of_videos, references={})
+    shares = np.array(histogram.shares[""])
+    assert histogram.name == "depth_error" and len(histogram.edges) == len(shares) + 1
+    assert shares.sum() == pytest.approx(1)
+    most = shares.argmax()
     assert histogram.edges[most] <= 0.11 < histogram.edges[most + 1]
     ids = SegmentationAgainstTruth(StoredTruth([small(bars(entities=2)), small(bars(entities=5))]))
     found = {
         "a": ids.features(small(bars(entities=2))),
         "b": ids.features(small(bars(entities=5), found=np.minimum(bars(entities=5), 2))),
     }
-    counts = entity_count_histogram(found)
-    assert counts.counts.tolist() == [0, 1, 2, 3, 4, 5]
-    assert counts.true.tolist() == [0, 0, 1, 0, 0, 1]
-    assert counts.found.tolist() == [0, 0, 2, 0, 0, 0]
-    for histogram_of in (depth_error_histogram, entity_count_histogram):
-        with pytest.raises(ValueError, match="no video could be judged"):
-            histogram_of({})
+    (counts,) = ids.histograms(found, references={})
+    assert counts.edges == (-0.5, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5)
+    assert counts.shares == {"true": (0, 0, 0.5, 0, 0, 0.5), "found": (0, 0, 1, 0, 0, 0)}
 
 
 def test_depth_that_cannot_be_judged() -> None:
