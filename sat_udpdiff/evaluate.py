@@ -26,7 +26,7 @@ from sat_udpdiff.config_io import load_config
 from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
 from sat_udpdiff.evaluation.cache import FeatureCache
 from sat_udpdiff.evaluation.choose import Around, choose_measures, make_measures
-from sat_udpdiff.evaluation.inputs import clip_fit, find_prompts, find_references
+from sat_udpdiff.evaluation.inputs import check_counts, clip_fit, find_prompts, find_references
 from sat_udpdiff.evaluation.machine import machine_facts
 from sat_udpdiff.evaluation.measure import Fact, Measure, Video
 from sat_udpdiff.evaluation.references import ClipFit
@@ -92,6 +92,9 @@ def run(sets: Sequence[VideoSet], *, options: argparse.Namespace, config: Evalua
     # All that can be missing is missed before anything takes time.
     measures = make_measures(config, around=_around(options, config=config, place=place))
     references = {one.name: find_references(config.reference, fit=one.fit) for one in sets}
+    for one in sets:
+        if one.network is not None:
+            _check_counts(one, references=references[one.name], measures=measures)
     if place.is_main:
         options.output.mkdir(parents=True, exist_ok=True)
         write_atomically(options.output / SETTINGS, dump(config).encode())
@@ -220,6 +223,11 @@ def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[
     return sets
 
 
+def _check_counts(one: VideoSet, *, references: Found, measures: Sequence[Measure]) -> None:
+    tasks = [job.request.task for job in one.jobs]
+    check_counts(tasks, references=len(references.videos), measures=measures)
+
+
 def _network_set(options: argparse.Namespace, *, config: EvaluationConfig) -> VideoSet:
     own, brought = settings_beside(options.load, names_base=bool(options.base))
     steps = config.sample.num_steps
@@ -250,6 +258,7 @@ def show_plan(
         print(f"{one.name}: {len(references.videos)} reference clips")
         if one.network is not None:
             print(f"  {len(one.jobs)} samples in {one.folder}, {len(missing(one.jobs))} to be made")
+            _check_counts(one, references=references, measures=chosen.measures)
             continue
         found = one.videos()
         print(f"  {len(found.videos)} videos in {one.folder}")

@@ -1,8 +1,9 @@
 """Names of measures to measures; all that is missing is told at once, before anything runs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,7 +28,9 @@ from sat_udpdiff.evaluation.vbench_measures import (
     SubjectConsistency,
 )
 from sat_udpdiff.tiny.judge import Judge
-from sat_udpdiff.tiny.judged import judged_measures
+from sat_udpdiff.tiny.judged import Eyes, distance, single_measures
+
+_Shared = TypeVar("_Shared")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,14 @@ class Around:
     device: torch.device
     cache: Path
     """Folder for what a measure keeps besides its features: labels of large models."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What several measures look through, by name: large models are loaded once."""
+
+    def one(self, name: str, make: Callable[[], _Shared]) -> _Shared:
+        """What is shared by that name; made where it is not there yet."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]
 
 
 Factory = Callable[[EvaluationConfig, Around], list[Measure]]
@@ -76,7 +87,7 @@ def _fvd(config: EvaluationConfig, around: Around) -> list[Measure]:
             Fvd.of_i3d(
                 chosen.weights,
                 protocol=chosen.protocol,
-                settings=FvdSettings(min_videos=chosen.min_videos, resamples=chosen.resamples),
+                settings=_fvd_settings(config),
                 device=around.device,
             )
         ]
@@ -85,7 +96,10 @@ def _fvd(config: EvaluationConfig, around: Around) -> list[Measure]:
 
 
 def _true_depth(config: EvaluationConfig, around: Around) -> PipelineDepth:
-    return PipelineDepth(config.depth, device=around.device, folder=around.cache / "depth")
+    folder = around.cache / "depth"
+    return around.one(
+        "depth", lambda: PipelineDepth(config.depth, device=around.device, folder=folder)
+    )
 
 
 def _depth(config: EvaluationConfig, around: Around) -> list[Measure]:
@@ -112,9 +126,20 @@ def _segmentation(config: EvaluationConfig, around: Around) -> list[Measure]:
 
 
 def _tiny(config: EvaluationConfig, around: Around) -> list[Measure]:
-    del around  # the judge is small
-    settings = FvdSettings(min_videos=config.fvd.min_videos, resamples=config.fvd.resamples)
-    return judged_measures(Judge.load(), fvd=settings)
+    del config
+    return single_measures(_eyes(around))
+
+
+def _tiny_fvd(config: EvaluationConfig, around: Around) -> list[Measure]:
+    return [distance(_eyes(around), settings=_fvd_settings(config))]
+
+
+def _eyes(around: Around) -> Eyes:
+    return around.one("eyes", lambda: Eyes(Judge.load()))
+
+
+def _fvd_settings(config: EvaluationConfig) -> FvdSettings:
+    return FvdSettings(min_videos=config.fvd.min_videos, resamples=config.fvd.resamples)
 
 
 REGISTRY: Mapping[str, Factory] = {
@@ -127,6 +152,7 @@ REGISTRY: Mapping[str, Factory] = {
     "segmentation": _segmentation,
     "edge": lambda config, around: [EdgeAgreement()],
     "tiny": _tiny,
+    "tiny_fvd": _tiny_fvd,
     "consistency": lambda config, around: [FrameConsistency()],
     "agreement": lambda config, around: [MapAgreement()],
     "entities": lambda config, around: [EntityCounts()],

@@ -7,7 +7,7 @@ import numpy as np
 
 from sat_udpdiff.evaluation.cache import Entry, FeatureCache
 from sat_udpdiff.evaluation.kept import KeptVideo
-from sat_udpdiff.evaluation.measure import Features, Measure, UnusableError, Video
+from sat_udpdiff.evaluation.measure import Features, Measure, NoRoomError, UnusableError, Video
 
 
 class FeatureMaker:
@@ -29,6 +29,8 @@ class FeatureMaker:
         assert len(self._shelves) == len(measures), "two measures of one name"
         # By identity: a sample and a reference may have one name.
         self._digests: dict[int, str] = {}
+        # By measure and content, what is true of this run alone.
+        self._passing: dict[tuple[str, str], Entry] = {}
 
     def make(self, video: Video, *, measures: Sequence[Measure]) -> None:
         """Make the features of one video that are not there; it is read once for them all."""
@@ -38,19 +40,27 @@ class FeatureMaker:
             return
         kept = KeptVideo(video, digest=digest)
         for measure in missing:
-            entry = _measured(kept, measure=measure)
-            self._shelves[measure.name].store(entry, digest=digest)
+            self._store(kept, measure=measure, digest=digest)
         self.read_seconds += kept.read_seconds
         self.num_read += 1
 
     def entry(self, video: Video, *, measure: Measure) -> Entry:
         """What a measure found in a video."""
         digest = self._digest(video)
-        entry = self._shelves[measure.name].find(digest)
+        entry = self._passing.get((measure.name, digest))
+        entry = entry or self._shelves[measure.name].find(digest)
         if entry is None:
             # Damaged in the cache, or taken away by somebody.
-            entry = _measured(KeptVideo(video, digest=digest), measure=measure)
+            entry = self._store(KeptVideo(video, digest=digest), measure=measure, digest=digest)
+        return entry
+
+    def _store(self, video: KeptVideo, *, measure: Measure, digest: str) -> Entry:
+        try:
+            entry = _measured(video, measure=measure)
             self._shelves[measure.name].store(entry, digest=digest)
+        except NoRoomError as error:
+            entry = Entry(features={}, unusable=str(error), seconds=0.0)
+            self._passing[measure.name, digest] = entry
         return entry
 
     def _digest(self, video: Video) -> str:
@@ -65,6 +75,8 @@ def _measured(video: KeptVideo, *, measure: Measure) -> Entry:
     try:
         features = measure.features(video)
         reason = _not_finite(features, may_be_missing=measure.may_be_missing)
+    except NoRoomError:
+        raise
     except UnusableError as error:
         reason = str(error)
     except Exception as error:

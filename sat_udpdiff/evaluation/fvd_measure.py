@@ -86,6 +86,7 @@ class Fvd(Measure):
         self._network = network
         self._protocol: FvdProtocol | None = protocol
         self._settings, self._score = settings or FvdSettings(), score
+        self.min_videos = self._settings.min_videos
 
     @classmethod
     def of_i3d(

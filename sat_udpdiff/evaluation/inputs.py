@@ -1,9 +1,13 @@
 """Which real videos the samples are compared with."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_loaders.order import ClipSize
 from data_loaders.synthetic_scene import WorldConfig
+from sat_udpdiff.config import Task
+from sat_udpdiff.evaluation.measure import Measure
 from sat_udpdiff.evaluation.references import ClipFit, WorldVideo, clips_in
 from sat_udpdiff.evaluation.settings import EvaluationConfig, ReferenceSettings
 from sat_udpdiff.evaluation.videos import Found, SampleVideo
@@ -27,6 +31,38 @@ def clip_fit(found: Found) -> ClipFit | None:
     frames, height, width = sample.size
     size = ClipSize(num_frames=frames, height=height, width=width)
     return ClipFit(size=size, fps=sample.fps)
+
+
+def check_counts(
+    tasks: Iterable[Task | None], *, references: int, measures: Sequence[Measure]
+) -> None:
+    """See before anything is sampled that there will be enough to score.
+
+    Args:
+        tasks: Of each sample.
+        references: Real clips.
+        measures: What will be asked.
+
+    Raises:
+        ValueError: A measure wants more samples of a task, or more references.
+    """
+    counts = Counter(tasks)
+    for measure in measures:
+        least = measure.min_videos
+        for task, count in counts.items():
+            if task not in measure.tasks:
+                continue
+            if count < least:
+                raise ValueError(
+                    f"prompts.count: {measure.name} wants {least} or more samples of a task, got "
+                    f"{count}; take more prompts, or leave it out of measures"
+                )
+            if measure.compares_with_references and references < max(1, least):
+                raise ValueError(
+                    f"reference: {measure.name} compares with {max(1, least)} or more real clips, "
+                    f"got {references}; name a larger set (--reference, reference.count), or leave "
+                    "it out of measures"
+                )
 
 
 def find_references(settings: ReferenceSettings, *, fit: ClipFit | None) -> Found:

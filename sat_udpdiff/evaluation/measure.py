@@ -26,6 +26,10 @@ class UnusableError(ValueError):
     """A video that a measure cannot judge; it is left out and counted, with this reason."""
 
 
+class NoRoomError(UnusableError):
+    """A video that would not fit on this device now; another time it may, so nothing is kept."""
+
+
 @runtime_checkable
 class Video(Protocol):
     """A generated or a real clip, read when it is asked for and not kept."""
@@ -119,6 +123,8 @@ class Measure(ABC):
     """Whose samples it judges; others are no exclusions, they are not asked."""
     compares_with_references: bool = False
     """Whether `scores` wants features of the reference set, too."""
+    min_videos: int = 1
+    """Of a task, and of references where they are compared with; fewer have no score."""
     may_be_missing: frozenset[str] = frozenset()
     """Features that are nan where a video has no such number. A video of which any other feature is
     not finite is left out and counted: weights or arithmetic are broken."""

@@ -33,7 +33,7 @@ from data_loaders.panda_dense.segment import (
     load_segmenter,
 )
 from data_loaders.schema import DataError
-from sat_udpdiff.evaluation.measure import UnusableError, Video
+from sat_udpdiff.evaluation.measure import NoRoomError, UnusableError, Video
 
 _Result = TypeVar("_Result")
 
@@ -301,7 +301,7 @@ def in_pieces(call: Callable[[], _Result], *, pieces: Sequence[Pieces]) -> _Resu
     """Run `call`; where the device is full, again with smaller and smaller pieces.
 
     Raises:
-        UnusableError: It does not fit in the smallest ones.
+        NoRoomError: It does not fit in the smallest ones.
     """
     try:
         while True:
@@ -313,7 +313,7 @@ def in_pieces(call: Callable[[], _Result], *, pieces: Sequence[Pieces]) -> _Resu
             # All, and not the first that can: which of them was too large is not known.
             shrunk = [of.shrink() for of in pieces]
             if not any(shrunk):
-                raise UnusableError(f"no truth: out of GPU memory: {message}")
+                raise NoRoomError(f"no truth: out of GPU memory: {message}")
     finally:
         for of in pieces:
             of.restore()

@@ -27,6 +27,7 @@ MeasureName = Literal[
     "segmentation",
     "edge",
     "tiny",
+    "tiny_fvd",
     "consistency",
     "agreement",
     "entities",
@@ -62,7 +63,7 @@ class FvdOptions:
     protocol: FvdProtocol = "styleganv"
     """What is done to pixels, and what the covariance is divided by; the two do not compare."""
     min_videos: int = 64
-    """Samples and references below which there is no distance, of measure tiny, too."""
+    """Samples of a task and references below which there is no distance; of tiny_fvd, too."""
     resamples: int = 100
     """Of the bootstrap."""
 

@@ -106,7 +106,7 @@ class Judged(Measure):
         self.name = HEAD + measure.name
         self.tasks = measure.tasks
         self.compares_with_references = measure.compares_with_references
-        self.may_be_missing = measure.may_be_missing
+        self.may_be_missing, self.min_videos = measure.may_be_missing, measure.min_videos
 
     @property
     def key(self) -> str:
@@ -138,28 +138,23 @@ class Judged(Measure):
         ]
 
 
-def video_measures(judge: Judge, *, fvd: FvdSettings) -> list[Measure]:
-    """The measures of videos without dense maps: consistency, smoothness, distance.
+def single_measures(eyes: Eyes) -> list[Measure]:
+    """What judges each video by itself: consistency, smoothness, depth, segmentation.
 
-    Args:
-        judge: Of the tiny world.
-        fvd: Settings of the distance.
+    Depth is scored where the truth is above .001: of the wall, which is 0, no ratio is right.
     """
-    eyes = Eyes(judge)
-    return [Judged(measure) for measure in _of_videos(eyes, fvd=fvd)]
-
-
-def judged_measures(judge: Judge, *, fvd: FvdSettings) -> list[Measure]:
-    """All measures of the tiny world: those of `video_measures`, of depth and of segmentation."""
-    eyes = Eyes(judge)
-    of_maps = [DepthAgainstTruth(eyes, scored="above_least"), SegmentationAgainstTruth(eyes)]
-    return [Judged(measure) for measure in (*_of_videos(eyes, fvd=fvd), *of_maps)]
-
-
-def _of_videos(eyes: Eyes, *, fvd: FvdSettings) -> list[Measure]:
     return [
-        SubjectConsistency(_FrameEyes(eyes, part="subject")),
-        BackgroundConsistency(_FrameEyes(eyes, part="background")),
-        MotionSmoothness(FlowMidFrames()),
-        Fvd(_ClipEyes(eyes), protocol=None, settings=fvd),
+        Judged(measure)
+        for measure in (
+            SubjectConsistency(_FrameEyes(eyes, part="subject")),
+            BackgroundConsistency(_FrameEyes(eyes, part="background")),
+            MotionSmoothness(FlowMidFrames()),
+            DepthAgainstTruth(eyes, scored="above_least"),
+            SegmentationAgainstTruth(eyes),
+        )
     ]
+
+
+def distance(eyes: Eyes, *, settings: FvdSettings) -> Measure:
+    """The Frechet distance from true clips, by the judge's features of whole clips."""
+    return Judged(Fvd(_ClipEyes(eyes), protocol=None, settings=settings))

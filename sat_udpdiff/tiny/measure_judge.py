@@ -30,7 +30,7 @@ from sat_udpdiff.evaluation.overlap import mean_iou, overlaps
 from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
 from sat_udpdiff.tiny.clips import TinyWorld, through_codec, to_network
 from sat_udpdiff.tiny.judge import WEIGHTS, Judge
-from sat_udpdiff.tiny.judged import video_measures
+from sat_udpdiff.tiny.judged import Eyes, distance, single_measures
 
 Pixels = UInt8[np.ndarray, "t h w 3"]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -128,7 +128,10 @@ def measure_judge(
     references = [
         _coded(world.clip(index).rgb, codec=codec) for index in range(last, last + len(clips))
     ]
-    measures = video_measures(judge, fvd=FvdSettings(min_videos=2))
+    eyes = Eyes(judge)
+    # The clips are true ones: they have no map that could be judged.
+    measures = [measure for measure in single_measures(eyes) if None in measure.tasks]
+    measures.append(distance(eyes, settings=FvdSettings(min_videos=2)))
     truth = _features(measures, references)
     return JudgeQuality(
         rendered=_errors(judge, clips, rendered),

@@ -10,7 +10,7 @@ import pytest
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.arrays import ArrayVideo
 from sat_udpdiff.evaluation.cache import Entry, FeatureCache
-from sat_udpdiff.evaluation.measure import Features, Measure, Score, Video
+from sat_udpdiff.evaluation.measure import Features, Measure, NoRoomError, Score, Video
 from sat_udpdiff.evaluation.run import NO_MAP, READING, Evaluation, evaluate
 from sat_udpdiff.evaluation.videos import samples_in
 from tests.evaluation.conftest import Agreement, Brightness, Motion, Shift
@@ -138,6 +138,27 @@ def test_one_frame_is_an_exclusion_with_its_reason(call: Callable[..., Evaluatio
         motion, brightness = group.score("motion"), group.score("brightness")
         assert motion is not None and brightness is not None
         assert list(motion.per_video) == ["a", "c"] and len(brightness.per_video) == 3
+
+
+def test_what_does_not_fit_today_is_tried_again_tomorrow(call: Callable[..., Evaluation]) -> None:
+    class Large(Brightness):
+        is_full = True
+        calls = 0
+
+        def features(self, video: Video) -> Features:
+            self.calls += 1
+            if self.is_full:
+                raise NoRoomError("out of GPU memory")
+            return super().features(video)
+
+    videos = [array_video("a")]
+    full, free = Large(), Large()
+    free.is_full = False
+    found = call(videos, measures=[full])
+    assert found.groups[0].exclusions == {"brightness": {"a": "out of GPU memory"}}
+    assert full.calls == 1
+    found = call(videos, measures=[free])
+    assert not found.groups[0].exclusions and found.groups[0].score("brightness") is not None
 
 
 def test_a_set_without_usable_videos_has_no_score(call: Callable[..., Evaluation]) -> None:

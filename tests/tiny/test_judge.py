@@ -20,7 +20,7 @@ from sat_udpdiff.tiny import make_judge, measure_judge
 from sat_udpdiff.tiny.clips import TinyWorld
 from sat_udpdiff.tiny.judge import FEATURES, WEIGHTS, Judge, component_axes
 from sat_udpdiff.tiny.judge_network import KINDS
-from sat_udpdiff.tiny.judged import judged_measures, video_measures
+from sat_udpdiff.tiny.judged import Eyes, distance, single_measures
 
 FEW = FvdSettings(min_videos=2)
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,12 @@ def codec() -> VideoCodec:
 
 def videos(pixels: list[np.ndarray]) -> list[ArrayVideo]:
     return [ArrayVideo(name=str(number), frames=rgb) for number, rgb in enumerate(pixels)]
+
+
+def video_measures(judge: Judge) -> list[Measure]:
+    eyes = Eyes(judge)
+    whole = [measure for measure in single_measures(eyes) if None in measure.tasks]
+    return [*whole, distance(eyes, settings=FEW)]
 
 
 def score(measure: Measure, pixels: list[np.ndarray], references: list[np.ndarray]) -> float:
@@ -92,14 +98,14 @@ def test_consistency_and_smoothness_fall_as_frames_part(judge: Judge, way: str, 
     rng = np.random.default_rng(0)
     # The middle one: of the strongest noise the judge sees nothing else, and that is consistent.
     worse = [spoil(rgb, strength=strengths[1], rng=rng) for rgb in whole]
-    for measure in video_measures(judge, fvd=FEW):
+    for measure in video_measures(judge):
         if part in measure.name:
             assert score(measure, worse, []) < score(measure, whole, []) - 0.003, measure.name
 
 
 @pytest.mark.parametrize("way", ["blur", "flicker", "jitter", "fade"])
 def test_the_distance_from_true_clips_grows_as_clips_are_spoilt(judge: Judge, way: str) -> None:
-    (distance,) = (m for m in video_measures(judge, fvd=FEW) if m.name == "tiny_fvd")
+    (distance,) = (m for m in video_measures(judge) if m.name == "tiny_fvd")
     references = [WORLD.clip(HELD_OUT_START + 3000 + number).rgb for number in range(16)]
     others = [WORLD.clip(HELD_OUT_START + 4000 + number).rgb for number in range(16)]
     spoil, strengths = measure_judge.SPOILT[way]
@@ -110,7 +116,7 @@ def test_the_distance_from_true_clips_grows_as_clips_are_spoilt(judge: Judge, wa
 
 def test_one_frame_repeated_is_consistent_and_far_from_true_clips(judge: Judge) -> None:
     # What consistency alone cannot tell.
-    measures = {measure.name: measure for measure in video_measures(judge, fvd=FEW)}
+    measures = {measure.name: measure for measure in video_measures(judge)}
     whole = [clip.rgb for clip in CLIPS]
     gray = [np.full_like(rgb, 128) for rgb in whole]
     assert score(measures["tiny_background_consistency"], gray, []) > 0.99
@@ -129,7 +135,8 @@ def test_scores_say_that_they_are_the_tiny_worlds_own(judge: Judge) -> None:
         ids=clip.entity_ids.astype(np.int32),
     )
     names = set()
-    for measure in judged_measures(judge, fvd=FEW):
+    eyes = Eyes(judge)
+    for measure in (*single_measures(eyes), distance(eyes, settings=FEW)):
         features = {"a": measure.features(video), "b": measure.features(replace(video, name="b"))}
         for found in measure.scores(features, references=features):
             names.add(found.name)
@@ -141,7 +148,7 @@ def test_scores_say_that_they_are_the_tiny_worlds_own(judge: Judge) -> None:
 def test_a_clip_of_another_size_is_left_out_with_the_reason(judge: Judge) -> None:
     video = ArrayVideo(name="large", frames=np.zeros((9, 64, 96, 3), dtype=np.uint8))
     with pytest.raises(UnusableError, match="expected 32 x 48 px, got 64 x 96"):
-        video_measures(judge, fvd=FEW)[0].features(video)
+        video_measures(judge)[0].features(video)
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
