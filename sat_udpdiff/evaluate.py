@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from data_loaders.atomic_file import write_atomically
 from data_loaders.order import ClipSize
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, Task
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
 from sat_udpdiff.evaluation.cache import FeatureCache
@@ -224,7 +224,7 @@ def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[
 
 
 def _check_counts(one: VideoSet, *, references: Found, measures: Sequence[Measure]) -> None:
-    tasks = [job.request.task for job in one.jobs]
+    tasks: list[Task | None] = [job.request.task for job in one.jobs]
     check_counts(tasks, references=len(references.videos), measures=measures)
 
 
