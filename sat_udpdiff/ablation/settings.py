@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sat_udpdiff.ablation.recipes import Arm, choose_arms
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import plain
@@ -100,17 +98,12 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> AblationConfig:
     return config
 
 
-def dump(config: AblationConfig) -> str:
-    """Every value as YAML text, which `load` reads again."""
-    head = "# Settings of this ablation; a later call without --config reads them.\n"
-    return head + yaml.safe_dump(
-        plain(asdict(config)), sort_keys=False, allow_unicode=True, width=100
-    )
-
-
 def bound(config: AblationConfig) -> dict[str, Any]:
     """The settings that one output folder can have only one of, as JSON values."""
-    return {key: value for key, value in plain(asdict(config)).items() if key not in FREE}
+    values = {key: value for key, value in plain(asdict(config)).items() if key not in FREE}
+    # No number depends on it, either.
+    del values["evaluation"]["run"]
+    return values
 
 
 def chosen(config: AblationConfig) -> tuple[Arm, ...]:
