@@ -53,12 +53,10 @@ def command(training: Training, *, step: int, output: Path) -> list[str]:
     """
     words = ["python", "sat_udpdiff/evaluate.py", "--config", str(output / SETTINGS_FILE)]
     words += ["--load", str(training.checkpoint(step)), "--name", f"{training.name}, step {step}"]
-    if tasks := [task for task in training.arm.judged if task is not None]:
-        # A network of two tasks need not be sampled for both.
-        shares = ",".join(["1.0"] * len(tasks))
-        words += ["--network", f"data.tasks=[{','.join(tasks)}]"]
-        words += ["--network", f"data.task_weights=[{shares}]"]
-    return [*words, "--output", str(folder_of(training, step=step))]
+    # A network of two tasks need not be sampled for both; one without dense maps has none.
+    tasks = [task for task in training.arm.judged if task is not None]
+    words += ["--output", str(folder_of(training, step=step))]
+    return [*words, f"sample.tasks=[{','.join(tasks)}]"]
 
 
 def folder_of(training: Training, *, step: int) -> Path:

@@ -117,6 +117,12 @@ def _check(config: AblationConfig) -> None:
         check_evaluation(config.evaluation)
     except ConfigError as error:
         raise ConfigError(f"evaluation: {error}", keys=error.keys) from None
+    if config.evaluation.sample.tasks:
+        raise ConfigError(
+            "evaluation.sample.tasks: expected none, since every arm has its own, got "
+            f"{', '.join(config.evaluation.sample.tasks)}",
+            keys=("evaluation.sample.tasks",),
+        )
     if not config.seeds:
         raise ConfigError("seeds: expected at least one, got none", keys=("seeds",))
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:

@@ -73,7 +73,7 @@ def judge(words):
             failures={"motion": "too short"} if name == "segmentation" else {},
         )
         for name in ("segmentation", "depth")
-        if name in words[words.index("--network") + 1]
+        if name in value_of(words, "sample.tasks")
     )
     write_results([Evaluation(name="x", groups=groups)], folder / "results.json")
 
@@ -106,7 +106,8 @@ def test_every_training_is_made_and_judged_once(played, tmp_path):
     assert len(played.calls) == 8 and len(told) == 4 and ablation.failures == {}
     judged = next(words for words in played.calls if "depth_seed0_judged" in " ".join(words))
     assert judged[judged.index("--load") + 1].endswith("depth_seed0/checkpoints/step_00000004")
-    assert "data.tasks=[depth]" in judged
+    # What the network was trained on stays what it is.
+    assert "sample.tasks=[depth]" in judged and "--network" not in judged
     ablation.run(ablation.units(), tell=told.append)
     assert len(played.calls) == 8 and told[-1] == "4 of 4 trainings were done already"
     assert set(ablation.facts(units)) >= {"trainings", "training hours, all"}
