@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from data_loaders.atomic_file import write_atomically
+from sat_udpdiff.ablation.processes import launcher
 from sat_udpdiff.ablation.settings import AblationConfig
 from sat_udpdiff.ablation.training import Training
 from sat_udpdiff.config import Task
@@ -43,15 +44,17 @@ def _cache(config: AblationConfig, output: Path) -> Path:
     return Path(config.evaluation.run.cache or output / "features")
 
 
-def command(training: Training, *, step: int, output: Path) -> list[str]:
+def command(training: Training, *, step: int, output: Path, port: int | None) -> list[str]:
     """The command that samples and judges a checkpoint, as a user would type it.
 
     Args:
-        training: What is judged.
+        training: What is judged, by as many processes as train it.
         step: Of its checkpoint.
         output: Folder of the ablation, where `write_settings` was called.
+        port: Needed for more than one process.
     """
-    words = ["python", "sat_udpdiff/evaluate.py", "--config", str(output / SETTINGS_FILE)]
+    words = [*launcher(ranks=training.ranks, port=port), "sat_udpdiff/evaluate.py"]
+    words += ["--config", str(output / SETTINGS_FILE)]
     words += ["--load", str(training.checkpoint(step)), "--name", f"{training.name}, step {step}"]
     # A network of two tasks need not be sampled for both; one without dense maps has none.
     tasks = [task for task in training.arm.judged if task is not None]

@@ -25,7 +25,7 @@ class TrainingSettings:
     settings: tuple[str, ...] = ()
     """Further `key=value` for every training, such as optimizer.lr=2e-5."""
     ranks: int = 1
-    """Processes of one training; above 1 through the deepspeed launcher."""
+    """Processes of one training, and of its evaluation; above 1 through the deepspeed launcher."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

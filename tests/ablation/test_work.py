@@ -113,6 +113,16 @@ def test_every_training_is_made_and_judged_once(played, tmp_path):
     assert set(ablation.facts(units)) >= {"trainings", "training hours, all"}
 
 
+def test_as_many_processes_judge_as_train(played, tmp_path):
+    ablation = ablation_of(tmp_path, "arms=[depth]", "seeds=[0]", "training.ranks=2")
+    ablation.run(ablation.units(), tell=str)
+    training, judging = played.calls
+    start, (port, other) = ["deepspeed", "--master_port"], (training[2], judging[2])
+    assert training[:7] == [*start, port, "--num_gpus", "2", "--quiet", "sat_udpdiff/train.py"]
+    assert judging[:7] == [*start, other, "--num_gpus", "2", "--quiet", "sat_udpdiff/evaluate.py"]
+    assert port.isdecimal() and other.isdecimal()
+
+
 def test_a_later_call_adds_seeds_and_arms(played, tmp_path):
     ablation_of(tmp_path).run(ablation_of(tmp_path).units(), tell=str)
     more = ablation_of(tmp_path, "seeds=[0,1,2]", "arms=[depth,multitask,segmentation]")
