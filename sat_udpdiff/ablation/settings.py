@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sat_udpdiff.ablation.recipes import Arm, choose_arms
+from sat_udpdiff.ablation.scores import FED_BY
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import plain
 from sat_udpdiff.config_sources import Setting, build, read_file, read_override
@@ -117,6 +118,13 @@ def _check(config: AblationConfig) -> None:
         check_evaluation(config.evaluation)
     except ConfigError as error:
         raise ConfigError(f"evaluation: {error}", keys=error.keys) from None
+    feeding, measures = FED_BY[config.scores], config.evaluation.measures
+    if not set(feeding) & set(measures):
+        raise ConfigError(
+            f"evaluation.measures: expected {' or '.join(feeding)} with scores={config.scores}, "
+            f"which verdicts are made of, got {', '.join(measures)}",
+            keys=("evaluation.measures", "scores"),
+        )
     if config.evaluation.sample.tasks:
         raise ConfigError(
             "evaluation.sample.tasks: expected none, since every arm has its own, got "

@@ -98,7 +98,8 @@ class Ablation:
 
         Raises:
             ValueError: A setting is wrong, the folder holds an ablation of other settings, all
-                checkpoints of a training are damaged, or a measure lacks its weights.
+                checkpoints of a training are damaged, a measure lacks its weights, or there are
+                not the prompts or clips to judge with.
         """
         stored = self.output / SETTINGS_FILE
         if stored.is_file():
@@ -116,7 +117,9 @@ class Ablation:
         units = self.units()
         for unit in units:
             unit.training.state()
-        judging.check(self.config, output=self.output)
+        # All arms have samples of one size.
+        data = units[0].training.config().data
+        judging.check(self.config, data=data, output=self.output)
         return units
 
     def prepare(self) -> None:

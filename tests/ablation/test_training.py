@@ -145,6 +145,8 @@ def test_clips_may_be_encoded_while_training(tmp_path):
         ("curve.every_steps=100", "curve.every_steps: expected a divisor of training.steps=320"),
         ("training.stepps=3", r"no such setting \(nearest: training.steps\)"),
         ("evaluation.prompts.count=many", "evaluation.prompts.count: expected a whole number"),
+        ("evaluation.measures=[edge]", "evaluation.measures: expected tiny with scores=tiny"),
+        ("scores=paper", "expected subject_consistency or .* with scores=paper"),
         ("evaluation.sample.tasks=[depth]", "evaluation.sample.tasks: expected none"),
         ("evaluation.sample.tasks=[depth,depth]", "sample.tasks: expected each once"),
         ("evaluation.prompts.count=0", "prompts.count: expected at least 1, got 0"),

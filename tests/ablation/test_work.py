@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sat_udpdiff.ablate import main as ablate
 from sat_udpdiff.ablation import work
 from sat_udpdiff.ablation.judging import found_in
 from sat_udpdiff.ablation.processes import ProgramError, Programs, StoppedError, last_lines
@@ -23,6 +24,7 @@ from sat_udpdiff.evaluation.measure import Score
 from sat_udpdiff.evaluation.results import write_results
 from sat_udpdiff.evaluation.run import Evaluation, Group
 
+PRESET = Path(__file__).parents[2] / "configs" / "evaluation" / "ablation_tiny.yaml"
 SMALL = ("arms=[depth,multitask]", "seeds=[0,1]", "run.jobs=1", "training.steps=4")
 
 
@@ -87,7 +89,7 @@ def played(monkeypatch):
 
 
 def ablation_of(folder, *words):
-    config = load([], ["curve.every_steps=2", *SMALL, *words])
+    config = load([str(PRESET)], ["curve.every_steps=2", *SMALL, *words])
     return Ablation(config=config, output=folder)
 
 
@@ -181,11 +183,31 @@ def test_a_folder_of_another_ablation_is_refused_by_name(played, tmp_path, monke
     assert len(ablation_of(tmp_path, "seeds=[5]", "run.jobs=3").check()) == 2
     with pytest.raises(ConfigError, match=r"other settings: training.steps was 4, now 8"):
         ablation_of(tmp_path, "training.steps=8").check()
-    with pytest.raises(ConfigError, match=r"evaluation.prompts.count was 1024, now 8"):
+    with pytest.raises(ConfigError, match=r"evaluation.prompts.count was 40, now 8"):
         ablation_of(tmp_path, "evaluation.prompts.count=8").check()
     (tmp_path / "ablation.json").unlink()
     with pytest.raises(ConfigError, match="holds other files"):
         ablation_of(tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("prompts.source=file", "prompts.file=gone.txt"), "prompts.file: cannot read gone.txt"),
+        (("prompts.source=reference", "reference.source=shards"), "expected a folder of shards"),
+        (("prompts.count=31",), "min_videos: 32 is above the 31 that evaluation.prompts gives"),
+        (("reference.source=none",), "min_videos: 32 is above the 0 that evaluation.reference"),
+    ],
+)
+def test_what_samples_are_judged_with_is_looked_for_first(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(PRESET.parents[2])
+    with pytest.raises(ConfigError, match=message):
+        ablation_of(tmp_path, *(f"evaluation.{word}" for word in words)).check()
+
+
+def test_settings_need_a_file(capsys, tmp_path):
+    assert ablate(["--output", str(tmp_path / "out"), "seeds=[0]"]) == 2
+    assert "--config: expected value files, such as" in capsys.readouterr().err
 
 
 def test_caches_are_made_for_the_arms_that_are_trained(played, tmp_path, monkeypatch):
