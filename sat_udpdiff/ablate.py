@@ -29,6 +29,7 @@ from sat_udpdiff.ablation.samples import write_sheets
 from sat_udpdiff.ablation.scores import COLUMNS
 from sat_udpdiff.ablation.settings import AblationConfig, load
 from sat_udpdiff.ablation.work import Ablation, Unit
+from sat_udpdiff.config import ConfigError
 from sat_udpdiff.evaluation.machine import machine_facts
 
 
@@ -71,11 +72,16 @@ def read_settings(options: argparse.Namespace) -> AblationConfig:
     """The settings of files and words.
 
     Raises:
-        ConfigError: One is wrong.
+        ConfigError: One is wrong, or no file is named.
     """
     # `--config a.yaml key=value` gives argparse no way to see where the files end.
     words = [entry for entry in options.config if "=" in entry and not Path(entry).is_file()]
     files = [entry for entry in options.config if entry not in words]
+    if not files:
+        raise ConfigError(
+            "--config: expected value files, such as configs/evaluation/ablation_tiny.yaml or "
+            "ablation_paper.yaml, got none"
+        )
     return load(files, [*words, *options.overrides])
 
 

@@ -240,7 +240,13 @@ def _network_set(options: argparse.Namespace, *, config: EvaluationConfig) -> Vi
     fit = ClipFit(size=size, fps=data.fps)
     prompts = find_prompts(config, fit=fit)
     folder = options.output / SAMPLES
-    jobs = plan_samples(prompts, config=network, seed=config.sample.seed, folder=folder)
+    jobs = plan_samples(
+        prompts,
+        config=network,
+        seed=config.sample.seed,
+        folder=folder,
+        tasks=config.sample.tasks,
+    )
     name = options.name or Path(options.load).name
     return VideoSet(name=name, folder=folder, fit=fit, network=network, jobs=jobs)
 

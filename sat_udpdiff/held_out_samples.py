@@ -21,23 +21,29 @@ from sat_udpdiff.sample import Job, folder_name
 
 
 def plan_samples(
-    prompts: Sequence[HeldOutPrompt], *, config: Config, seed: int, folder: Path
+    prompts: Sequence[HeldOutPrompt],
+    *,
+    config: Config,
+    seed: int,
+    folder: Path,
+    tasks: Sequence[Task] = (),
 ) -> list[Job]:
-    """One sample per prompt and task of the network; prompt number k has seed `seed` + k.
+    """One sample per prompt and task; prompt number k has seed `seed` + k.
 
     Args:
         prompts: What is asked for.
         config: Of the network; clips have the size of its training.
         seed: Of the first prompt.
         folder: Where the samples' folders are.
+        tasks: Of those that the network was trained on; none = all of them.
 
     Raises:
         ValueError: A request does not fit the network.
     """
-    tasks: Sequence[Task | None] = config.data.tasks if config.model.dense_groups else (None,)
+    trained: Sequence[Task | None] = config.data.tasks if config.model.dense_groups else (None,)
     jobs = []
     for prompt in prompts:
-        for task in tasks:
+        for task in tasks or trained:
             request = SampleRequest(
                 prompt=prompt.text,
                 task=task,

@@ -83,7 +83,7 @@ def _foretell(config: AblationConfig, timing: Timing) -> tuple[float, float]:
     per_sample = sample * timing.sample_step + timing.sample_fixed
     return (
         _PROGRAM_SECONDS + training.steps * timing.train_step / training.ranks,
-        _PROGRAM_SECONDS + config.evaluation.prompts.count * per_sample,
+        _PROGRAM_SECONDS + config.evaluation.prompts.count * per_sample / training.ranks,
     )
 
 

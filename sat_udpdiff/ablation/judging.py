@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 
 from data_loaders.atomic_file import write_atomically
+from data_loaders.order import ClipSize
+from sat_udpdiff.ablation.processes import launcher
 from sat_udpdiff.ablation.settings import AblationConfig
 from sat_udpdiff.ablation.training import Training
-from sat_udpdiff.config import Task
+from sat_udpdiff.config import ConfigError, DataConfig, Task
 from sat_udpdiff.evaluation.choose import Around, make_measures
+from sat_udpdiff.evaluation.inputs import find_prompts, find_references
+from sat_udpdiff.evaluation.references import ClipFit
 from sat_udpdiff.evaluation.results import read_results
 from sat_udpdiff.evaluation.run import NO_MAP, Evaluation
 from sat_udpdiff.evaluation.settings import dump
@@ -28,14 +32,38 @@ class Found:
     """What was to be judged and could not be -> why; videos left out are counted here, too."""
 
 
-def check(config: AblationConfig, *, output: Path) -> None:
+def check(config: AblationConfig, *, data: DataConfig, output: Path) -> None:
     """See that everything is there that networks are judged with.
 
+    Args:
+        config: Of the ablation.
+        data: Of its trainings: the size of the samples.
+        output: Folder of the ablation.
+
     Raises:
-        ValueError: Names every measure that cannot be made, and what it lacks.
+        ValueError: Names every measure that cannot be made, and what it lacks; or prompts or
+            reference clips are not there, or are too few for a distance.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    make_measures(config.evaluation, around=Around(device=device, cache=_cache(config, output)))
+    chosen = config.evaluation
+    make_measures(chosen, around=Around(device=device, cache=_cache(config, output)))
+    size = ClipSize(num_frames=data.num_frames, height=data.height, width=data.width)
+    fit = ClipFit(size=size, fps=data.fps)
+    try:
+        found = {
+            "prompts": len(find_prompts(chosen, fit=fit)),
+            "reference": len(find_references(chosen.reference, fit=fit).videos),
+        }
+    except ValueError as error:
+        raise ConfigError(f"evaluation: {error}") from error
+    if not set(chosen.measures) & {"fvd", "tiny"}:
+        return
+    for what, count in found.items():
+        if count < chosen.fvd.min_videos:
+            raise ConfigError(
+                f"evaluation.fvd.min_videos: {chosen.fvd.min_videos} is above the {count} that "
+                f"evaluation.{what} gives, so that there would be no distance"
+            )
 
 
 def _cache(config: AblationConfig, output: Path) -> Path:
@@ -43,22 +71,22 @@ def _cache(config: AblationConfig, output: Path) -> Path:
     return Path(config.evaluation.run.cache or output / "features")
 
 
-def command(training: Training, *, step: int, output: Path) -> list[str]:
+def command(training: Training, *, step: int, output: Path, port: int | None) -> list[str]:
     """The command that samples and judges a checkpoint, as a user would type it.
 
     Args:
-        training: What is judged.
+        training: What is judged, by as many processes as train it.
         step: Of its checkpoint.
         output: Folder of the ablation, where `write_settings` was called.
+        port: Needed for more than one process.
     """
-    words = ["python", "sat_udpdiff/evaluate.py", "--config", str(output / SETTINGS_FILE)]
+    words = [*launcher(ranks=training.ranks, port=port), "sat_udpdiff/evaluate.py"]
+    words += ["--config", str(output / SETTINGS_FILE)]
     words += ["--load", str(training.checkpoint(step)), "--name", f"{training.name}, step {step}"]
-    if tasks := [task for task in training.arm.judged if task is not None]:
-        # A network of two tasks need not be sampled for both.
-        shares = ",".join(["1.0"] * len(tasks))
-        words += ["--network", f"data.tasks=[{','.join(tasks)}]"]
-        words += ["--network", f"data.task_weights=[{shares}]"]
-    return [*words, "--output", str(folder_of(training, step=step))]
+    # A network of two tasks need not be sampled for both; one without dense maps has none.
+    tasks = [task for task in training.arm.judged if task is not None]
+    words += ["--output", str(folder_of(training, step=step))]
+    return [*words, f"sample.tasks=[{','.join(tasks)}]"]
 
 
 def folder_of(training: Training, *, step: int) -> Path:

@@ -108,8 +108,15 @@ def last_lines(log: Path) -> str:
     return " / ".join(line[:_LONGEST_LINE] for line in told[-_LAST_LINES:]) or "it says nothing"
 
 
+def launcher(*, ranks: int, port: int | None) -> list[str]:
+    """How a command of so many processes begins; `port` is needed for more than one."""
+    if ranks == 1:
+        return ["python"]
+    return ["deepspeed", "--master_port", str(port), "--num_gpus", str(ranks), "--quiet"]
+
+
 def free_port() -> int:
-    """A port for the ranks of one training; others have theirs."""
+    """A port for the ranks of one program; others have theirs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -22,6 +22,11 @@ COLUMNS: Mapping[str, Mapping[str, Column]] = {
 }
 """What fills the paper's columns, by their headers there. tiny: stand-ins that a judge of the tiny
 world gives, on a scale of their own."""
+FED_BY: Mapping[str, tuple[str, ...]] = {
+    "paper": ("subject_consistency", "background_consistency", "motion_smoothness", "fvd"),
+    _TINY: ("tiny",),
+}
+"""Measures that fill the columns by which the orderings are judged, at least one of which runs."""
 DENSE = ("delta1", "RMSE", "ARI", "mIoU")
 """Columns of dense maps; the paper has the first two, of one network (Table 3)."""
 

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sat_udpdiff.ablation.recipes import Arm, choose_arms
+from sat_udpdiff.ablation.scores import FED_BY
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import plain
 from sat_udpdiff.config_sources import Setting, build, read_file, read_override
@@ -27,7 +26,7 @@ class TrainingSettings:
     settings: tuple[str, ...] = ()
     """Further `key=value` for every training, such as optimizer.lr=2e-5."""
     ranks: int = 1
-    """Processes of one training; above 1 through the deepspeed launcher."""
+    """Processes of one training, and of its evaluation; above 1 through the deepspeed launcher."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,17 +99,12 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> AblationConfig:
     return config
 
 
-def dump(config: AblationConfig) -> str:
-    """Every value as YAML text, which `load` reads again."""
-    head = "# Settings of this ablation; a later call without --config reads them.\n"
-    return head + yaml.safe_dump(
-        plain(asdict(config)), sort_keys=False, allow_unicode=True, width=100
-    )
-
-
 def bound(config: AblationConfig) -> dict[str, Any]:
     """The settings that one output folder can have only one of, as JSON values."""
-    return {key: value for key, value in plain(asdict(config)).items() if key not in FREE}
+    values = {key: value for key, value in plain(asdict(config)).items() if key not in FREE}
+    # No number depends on it, either.
+    del values["evaluation"]["run"]
+    return values
 
 
 def chosen(config: AblationConfig) -> tuple[Arm, ...]:
@@ -124,6 +118,19 @@ def _check(config: AblationConfig) -> None:
         check_evaluation(config.evaluation)
     except ConfigError as error:
         raise ConfigError(f"evaluation: {error}", keys=error.keys) from None
+    feeding, measures = FED_BY[config.scores], config.evaluation.measures
+    if not set(feeding) & set(measures):
+        raise ConfigError(
+            f"evaluation.measures: expected {' or '.join(feeding)} with scores={config.scores}, "
+            f"which verdicts are made of, got {', '.join(measures)}",
+            keys=("evaluation.measures", "scores"),
+        )
+    if config.evaluation.sample.tasks:
+        raise ConfigError(
+            "evaluation.sample.tasks: expected none, since every arm has its own, got "
+            f"{', '.join(config.evaluation.sample.tasks)}",
+            keys=("evaluation.sample.tasks",),
+        )
     if not config.seeds:
         raise ConfigError("seeds: expected at least one, got none", keys=("seeds",))
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_loaders.differences import difference
 from data_loaders.latent_cache import cache_settings
+from sat_udpdiff.ablation.processes import launcher
 from sat_udpdiff.ablation.recipes import ARMS, CURVES, Arm
 from sat_udpdiff.ablation.settings import AblationConfig
 from sat_udpdiff.config import Config, ConfigError
@@ -54,11 +55,8 @@ class Training:
 
     def command(self, *, port: int | None) -> list[str]:
         """As a user would type it; `port` is needed for more than one rank."""
-        words = [*("--base", *self.base), *self.overrides]
-        if self.ranks == 1:
-            return ["python", "sat_udpdiff/train.py", *words]
-        launcher = ["deepspeed", "--master_port", str(port), "--num_gpus", str(self.ranks)]
-        return [*launcher, "--quiet", "sat_udpdiff/train.py", *words]
+        start = [*launcher(ranks=self.ranks, port=port), "sat_udpdiff/train.py"]
+        return [*start, "--base", *self.base, *self.overrides]
 
     def config(self) -> Config:
         """The resolved configuration.

@@ -98,7 +98,8 @@ class Ablation:
 
         Raises:
             ValueError: A setting is wrong, the folder holds an ablation of other settings, all
-                checkpoints of a training are damaged, or a measure lacks its weights.
+                checkpoints of a training are damaged, a measure lacks its weights, or there are
+                not the prompts or clips to judge with.
         """
         stored = self.output / SETTINGS_FILE
         if stored.is_file():
@@ -116,7 +117,9 @@ class Ablation:
         units = self.units()
         for unit in units:
             unit.training.state()
-        judging.check(self.config, output=self.output)
+        # All arms have samples of one size.
+        data = units[0].training.config().data
+        judging.check(self.config, data=data, output=self.output)
         return units
 
     def prepare(self) -> None:
@@ -179,15 +182,15 @@ class Ablation:
     def _do(self, unit: Unit, programs: Programs) -> None:
         training = unit.training
         if training.state() is not State.DONE:
-            port = free_port() if training.ranks > 1 else None
             start = time.monotonic()
-            programs.run(training.command(port=port), log=training.log)
+            programs.run(training.command(port=_port(training)), log=training.log)
             unit.add_seconds(TRAIN, time.monotonic() - start)
             if training.state() is not State.DONE:
                 raise ProgramError(f"ended before step {training.steps}; see {training.log}")
         for step in list(self.unjudged(unit)):
             start = time.monotonic()
-            words = judging.command(training, step=step, output=self.output)
+            port = _port(training)
+            words = judging.command(training, step=step, output=self.output, port=port)
             log = judging.folder_of(training, step=step).with_suffix(".log")
             programs.run(words, log=log)
             unit.add_seconds(f"judge {step}", time.monotonic() - start)
@@ -236,6 +239,10 @@ class Ablation:
             "judging hours, all": round(sum(judged) / 3600, 2),
             "side by side": self.config.run.jobs,
         }
+
+
+def _port(training: Training) -> int | None:
+    return free_port() if training.ranks > 1 else None
 
 
 def _as_they_end(futures: "dict[Future[None], Unit]") -> "Iterator[Future[None]]":

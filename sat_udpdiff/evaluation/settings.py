@@ -10,7 +10,7 @@ import yaml
 from data_loaders.panda_dense.depth import DepthSettings
 from data_loaders.panda_dense.propagate import PropagateSettings
 from data_loaders.panda_dense.segment import SegmentSettings
-from sat_udpdiff.config import ConfigError
+from sat_udpdiff.config import ConfigError, Task
 from sat_udpdiff.config_io import plain
 from sat_udpdiff.config_sources import Setting, build, read_file, read_override
 from sat_udpdiff.evaluation.depth import Align
@@ -100,6 +100,8 @@ class SampleSettings:
     """Prompt number k is sampled with seed + k, for every task and network alike."""
     num_steps: int | None = None
     """null = those of the network's configuration."""
+    tasks: tuple[Task, ...] = ()
+    """Of those that the network was trained on; none = all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +204,11 @@ def check(config: EvaluationConfig) -> None:
     if len(set(config.measures)) < len(config.measures):
         raise ConfigError(
             f"measures: expected each once, got {', '.join(config.measures)}", keys=("measures",)
+        )
+    if len(set(config.sample.tasks)) < len(config.sample.tasks):
+        raise ConfigError(
+            f"sample.tasks: expected each once, got {', '.join(config.sample.tasks)}",
+            keys=("sample.tasks",),
         )
     if (config.prompts.source == "file") != bool(config.prompts.file):
         raise ConfigError(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sat_udpdiff.ablation.recipes import ARMS
-from sat_udpdiff.ablation.settings import AblationConfig, bound, dump, load
+from sat_udpdiff.ablation.settings import bound, load
 from sat_udpdiff.ablation.training import (
     SHARED,
     State,
@@ -145,6 +145,10 @@ def test_clips_may_be_encoded_while_training(tmp_path):
         ("curve.every_steps=100", "curve.every_steps: expected a divisor of training.steps=320"),
         ("training.stepps=3", r"no such setting \(nearest: training.steps\)"),
         ("evaluation.prompts.count=many", "evaluation.prompts.count: expected a whole number"),
+        ("evaluation.measures=[edge]", "evaluation.measures: expected tiny with scores=tiny"),
+        ("scores=paper", "expected subject_consistency or .* with scores=paper"),
+        ("evaluation.sample.tasks=[depth]", "evaluation.sample.tasks: expected none"),
+        ("evaluation.sample.tasks=[depth,depth]", "sample.tasks: expected each once"),
         ("evaluation.prompts.count=0", "prompts.count: expected at least 1, got 0"),
     ],
 )
@@ -158,9 +162,10 @@ def test_a_wrong_setting_of_training_is_found_before_anything_runs(tmp_path):
         training_of(tmp_path, "training.settings=[optimizer.rl=1]")
 
 
-def test_settings_are_written_and_read(tmp_path):
-    config = load([str(PRESET)], ["seeds=[3]", "training.settings=[optimizer.lr=1e-3]"])
-    (tmp_path / "all.yaml").write_text(dump(config))
-    assert load([str(tmp_path / "all.yaml")]) == config
-    more = replace(config, seeds=(3, 4), arms=("depth",))
-    assert bound(more) == bound(config) != bound(AblationConfig())
+def test_a_folder_is_bound_to_what_numbers_depend_on():
+    config = load([str(PRESET)])
+    for word in ("seeds=[3]", "arms=[depth]", "run.jobs=1", "evaluation.run.shown=3",
+                 "evaluation.run.device=cpu", "evaluation.run.cache=elsewhere"):  # fmt: skip
+        assert bound(load([str(PRESET)], [word])) == bound(config), word
+    for word in ("training.steps=640", "evaluation.sample.num_steps=10"):
+        assert bound(load([str(PRESET)], [word])) != bound(config), word

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sat_udpdiff.ablate import main as ablate
 from sat_udpdiff.ablation import work
 from sat_udpdiff.ablation.judging import found_in
 from sat_udpdiff.ablation.processes import ProgramError, Programs, StoppedError, last_lines
@@ -23,6 +24,7 @@ from sat_udpdiff.evaluation.measure import Score
 from sat_udpdiff.evaluation.results import write_results
 from sat_udpdiff.evaluation.run import Evaluation, Group
 
+PRESET = Path(__file__).parents[2] / "configs" / "evaluation" / "ablation_tiny.yaml"
 SMALL = ("arms=[depth,multitask]", "seeds=[0,1]", "run.jobs=1", "training.steps=4")
 
 
@@ -73,7 +75,7 @@ def judge(words):
             failures={"motion": "too short"} if name == "segmentation" else {},
         )
         for name in ("segmentation", "depth")
-        if name in words[words.index("--network") + 1]
+        if name in value_of(words, "sample.tasks")
     )
     write_results([Evaluation(name="x", groups=groups)], folder / "results.json")
 
@@ -87,7 +89,7 @@ def played(monkeypatch):
 
 
 def ablation_of(folder, *words):
-    config = load([], ["curve.every_steps=2", *SMALL, *words])
+    config = load([str(PRESET)], ["curve.every_steps=2", *SMALL, *words])
     return Ablation(config=config, output=folder)
 
 
@@ -106,10 +108,21 @@ def test_every_training_is_made_and_judged_once(played, tmp_path):
     assert len(played.calls) == 8 and len(told) == 4 and ablation.failures == {}
     judged = next(words for words in played.calls if "depth_seed0_judged" in " ".join(words))
     assert judged[judged.index("--load") + 1].endswith("depth_seed0/checkpoints/step_00000004")
-    assert "data.tasks=[depth]" in judged
+    # What the network was trained on stays what it is.
+    assert "sample.tasks=[depth]" in judged and "--network" not in judged
     ablation.run(ablation.units(), tell=told.append)
     assert len(played.calls) == 8 and told[-1] == "4 of 4 trainings were done already"
     assert set(ablation.facts(units)) >= {"trainings", "training hours, all"}
+
+
+def test_as_many_processes_judge_as_train(played, tmp_path):
+    ablation = ablation_of(tmp_path, "arms=[depth]", "seeds=[0]", "training.ranks=2")
+    ablation.run(ablation.units(), tell=str)
+    training, judging = played.calls
+    start, (port, other) = ["deepspeed", "--master_port"], (training[2], judging[2])
+    assert training[:7] == [*start, port, "--num_gpus", "2", "--quiet", "sat_udpdiff/train.py"]
+    assert judging[:7] == [*start, other, "--num_gpus", "2", "--quiet", "sat_udpdiff/evaluate.py"]
+    assert port.isdecimal() and other.isdecimal()
 
 
 def test_a_later_call_adds_seeds_and_arms(played, tmp_path):
@@ -170,11 +183,31 @@ def test_a_folder_of_another_ablation_is_refused_by_name(played, tmp_path, monke
     assert len(ablation_of(tmp_path, "seeds=[5]", "run.jobs=3").check()) == 2
     with pytest.raises(ConfigError, match=r"other settings: training.steps was 4, now 8"):
         ablation_of(tmp_path, "training.steps=8").check()
-    with pytest.raises(ConfigError, match=r"evaluation.prompts.count was 1024, now 8"):
+    with pytest.raises(ConfigError, match=r"evaluation.prompts.count was 40, now 8"):
         ablation_of(tmp_path, "evaluation.prompts.count=8").check()
     (tmp_path / "ablation.json").unlink()
     with pytest.raises(ConfigError, match="holds other files"):
         ablation_of(tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("prompts.source=file", "prompts.file=gone.txt"), "prompts.file: cannot read gone.txt"),
+        (("prompts.source=reference", "reference.source=shards"), "expected a folder of shards"),
+        (("prompts.count=31",), "min_videos: 32 is above the 31 that evaluation.prompts gives"),
+        (("reference.source=none",), "min_videos: 32 is above the 0 that evaluation.reference"),
+    ],
+)
+def test_what_samples_are_judged_with_is_looked_for_first(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(PRESET.parents[2])
+    with pytest.raises(ConfigError, match=message):
+        ablation_of(tmp_path, *(f"evaluation.{word}" for word in words)).check()
+
+
+def test_settings_need_a_file(capsys, tmp_path):
+    assert ablate(["--output", str(tmp_path / "out"), "seeds=[0]"]) == 2
+    assert "--config: expected value files, such as" in capsys.readouterr().err
 
 
 def test_caches_are_made_for_the_arms_that_are_trained(played, tmp_path, monkeypatch):

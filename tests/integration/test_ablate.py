@@ -16,7 +16,7 @@ SMALL = (
     *("arms=[baseline,scratch_single]", "seeds=[0]", "training.steps=2", "curve.every_steps=1"),
     *("training.settings=[model.num_layers=1,init.weights=null]", "data.recolourings=1"),
     *("evaluation.prompts.count=2", "evaluation.sample.num_steps=2"),
-    "evaluation.reference.count=2",
+    *("evaluation.reference.count=2", "evaluation.fvd.min_videos=2"),
 )
 
 
