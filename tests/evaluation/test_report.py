@@ -125,6 +125,19 @@ def test_everything_that_is_no_score_is_told() -> None:
         assert line in text, line
 
 
+def test_errors_of_every_alignment_and_judge_are_drawn_as_shares() -> None:
+    names = ("depth_rmse", "depth_delta1_lstsq", "tiny_depth_rmse", "edge")
+    per_video = {"a": 0.1, "b": 0.3}
+    scores = tuple(
+        Score(name=name, value=0.2, higher_is_better=False, per_video=per_video) for name in names
+    )
+    group = Group(name="depth", videos=("a", "b"), scores=scores)
+    drawn = report.draw_plots([Evaluation(name="row", groups=(group,))])
+    assert {name for name in drawn if name.endswith("_share")} == {
+        "depth_rmse_share", "depth_delta1_lstsq_share", "tiny_depth_rmse_share",
+    }  # fmt: skip
+
+
 def test_best_middle_and_worst_are_chosen_once_each() -> None:
     per_video = {name: float(i) for i, name in enumerate("abcdefg")}
     higher = Score(name="x", value=3.0, higher_is_better=True, per_video=per_video)
