@@ -3,10 +3,10 @@ r"""Judge videos as the paper does: scores, a table beside the paper's, plots, a
     python sat_udpdiff/evaluate.py --samples SAMPLES --reference OUT/heldout --output SCORES
     python sat_udpdiff/evaluate.py --load RUN --config configs/evaluation/tiny.yaml --output SCORES
 
---samples takes folders of sample.py or of mp4 files, a row of the table each. --load samples the
-held-out prompts first, once for each task of the network, with fixed seeds. Started by torchrun,
-deepspeed or srun the processes share the work; to go on after an interruption, run the same
-command again.
+--samples takes folders of sample.py, single samples, or folders of mp4 files, a row of the table
+each. --load samples the held-out prompts first, once for each task of the network, with fixed
+seeds. Started by torchrun, deepspeed or srun the processes share the work; to go on after an
+interruption, run the same command again.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sat_udpdiff.evaluation.measure import Fact, Measure, Video
 from sat_udpdiff.evaluation.references import ClipFit
 from sat_udpdiff.evaluation.report import write_report
 from sat_udpdiff.evaluation.results import write_results
-from sat_udpdiff.evaluation.run import Evaluation, evaluate
+from sat_udpdiff.evaluation.run import Evaluation, check_any, evaluate
 from sat_udpdiff.evaluation.settings import EvaluationConfig, dump, load
 from sat_udpdiff.evaluation.tables import markdown
 from sat_udpdiff.evaluation.timing import time_sampling, timing_table
@@ -188,12 +188,12 @@ def write(
 
 def write_for_vbench(evaluation: Evaluation, *, videos: Mapping[str, Video], folder: Path) -> None:
     """The files that VBench would have written, where there are scores of its own."""
-    judged = {
-        name: JudgedVideo(path=str(video.path or name), prompt=video.prompt)
-        for name, video in videos.items()
-    }
     for group in evaluation.groups:
         if any(score.name in DIMENSIONS for score in group.scores):
+            judged = {
+                name: JudgedVideo(path=str(videos[name].path or name), prompt=videos[name].prompt)
+                for name in group.videos
+            }
             folder.mkdir(parents=True, exist_ok=True)
             name = re.sub(r"[^\w.-]+", "_", f"{evaluation.name}_{group.name}")
             write_vbench_files(folder, name=name, scores=group.scores, videos=judged)
@@ -212,10 +212,7 @@ def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[
     if options.time and options.load is None:
         raise ValueError("--time: expected a network to time, got no --load")
     sets = [] if options.load is None else [_network_set(options, config=config)]
-    sets += [
-        VideoSet(name=folder.name, folder=folder, fit=clip_fit(find_videos(folder)))
-        for folder in options.samples
-    ]
+    sets += [_folder_set(folder) for folder in options.samples]
     names = [one.name for one in sets]
     if len(set(names)) < len(names):
         # Folders of one name in different places.
@@ -226,6 +223,13 @@ def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[
 def _check_counts(one: VideoSet, *, references: Found, measures: Sequence[Measure]) -> None:
     tasks: list[Task | None] = [job.request.task for job in one.jobs]
     check_counts(tasks, references=len(references.videos), measures=measures)
+
+
+def _folder_set(folder: Path) -> VideoSet:
+    found = find_videos(folder)
+    # Before another set is judged, whose scores would be lost.
+    check_any(found.videos, name=str(folder), left_out=found.left_out)
+    return VideoSet(name=folder.name, folder=folder, fit=clip_fit(found))
 
 
 def _network_set(options: argparse.Namespace, *, config: EvaluationConfig) -> VideoSet:

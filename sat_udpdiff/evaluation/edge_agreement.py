@@ -88,9 +88,10 @@ class EdgeAgreement(Measure):
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]
     ) -> list[Score]:
-        """Agreement of each video with its own map, with another's, and the first above the second.
+        """Agreement of each video with its own map, and how far that lies above chance.
 
-        The other is the next of the set with edge maps of the same size; the last takes the first.
+        Chance is its agreement with another video's map, whose mean is the fact `by_chance`. The
+        other is the next of the set with edge maps of the same size; the last takes the first.
 
         Raises:
             ValueError: Less than two videos are of one size.
@@ -117,8 +118,12 @@ class EdgeAgreement(Measure):
         }
         above = {name: own[name] - chance[name] for name in own}
         return [
-            mean_score("edge_agreement", own, higher_is_better=True, facts=facts),
-            mean_score("edge_agreement_by_chance", chance, higher_is_better=False, facts=facts),
+            mean_score(
+                "edge_agreement",
+                own,
+                higher_is_better=True,
+                facts={**facts, "by_chance": float(np.mean(list(chance.values())))},
+            ),
             mean_score("edge_agreement_above_chance", above, higher_is_better=True, facts=facts),
         ]
 

@@ -29,6 +29,12 @@ class Column:
         """A score of ours as the tables print it."""
         return f"{self.factor * value:.{self.digits}f}"
 
+    @property
+    def compared(self) -> str | None:
+        """Name of the score of the depth model beside ours; None for columns that are not depth."""
+        kind = self.score.removeprefix("depth_")
+        return None if kind == self.score else f"depth_comparison_{kind}"
+
 
 COLUMNS = (
     Column(header="SC", score="subject_consistency", factor=100.0),
@@ -100,8 +106,6 @@ _SEGMENTATION_ROWS = (
 _DEPTH_ROWS = (
     (1, "depth", _SINGLE_DEPTH, _DEPTH),
     (2, "depth", {**_MULTITASK_DEPTH, "FVD": 302.55}, _MULTITASK),
-    # Not a network of ours: run on the videos of the multi-task network.
-    (3, "Depth Anything V2", {"delta1": 0.5808, "RMSE": 0.0907}, _MULTITASK),
     (3, "multi-task depth", {"delta1": 0.4176, "RMSE": 0.1634}, _MULTITASK),
     (4, "single task", {"seconds": 205.75}, _DEPTH),
     (4, "multi-task", {"seconds": 205.81}, _MULTITASK),
@@ -131,22 +135,27 @@ _TASK_ROWS: tuple[tuple[Task | None, tuple], ...] = (
     ("depth", _DEPTH_ROWS),
 )
 
-ROWS: tuple[PaperRow, ...] = tuple(
-    sorted(
-        (
-            PaperRow(
-                table=table,
-                name=name,
-                values=values,
-                files=tuple(f"ablations/{f}" if i > 1 else f for i, f in enumerate(files)),
-                task=task,
-            )
-            for task, rows in _TASK_ROWS
-            for table, name, values, files in rows
-        ),
-        key=lambda row: row.table,
-    )
+COMPARISON = PaperRow(
+    table=3,
+    name="Depth Anything V2",
+    values={"delta1": 0.5808, "RMSE": 0.0907},
+    files=_MULTITASK,
+    task="depth",
 )
+"""Of no network of ours: run on the videos of the multi-task network."""
+
+_NETWORK_ROWS = (
+    PaperRow(
+        table=table,
+        name=name,
+        values=values,
+        files=tuple(f"ablations/{f}" if i > 1 else f for i, f in enumerate(files)),
+        task=task,
+    )
+    for task, rows in _TASK_ROWS
+    for table, name, values, files in rows
+)
+ROWS = tuple(sorted((COMPARISON, *_NETWORK_ROWS), key=lambda row: row.table))
 """In the order of the paper."""
 
 
@@ -161,7 +170,16 @@ def table_rows(table: int) -> tuple[PaperRow, ...]:
     return tuple(row for row in ROWS if row.table == table)
 
 
-def main_row(*, task: Task | None, tasks: Sequence[Task]) -> PaperRow:
-    """The row of Table 1 or 2 for a network that was trained on `tasks`, sampled for `task`."""
+def main_rows(*, task: Task | None, tasks: Sequence[Task]) -> tuple[PaperRow, ...]:
+    """The rows for a network that was trained on `tasks`, sampled for `task`.
+
+    That of Table 1 or 2, then those of the same network and task that have more columns: depth
+    quality and inference time.
+    """
     table = 1 if tuple(tasks) == (task,) else 2
-    return next(row for row in table_rows(table) if row.task == task)
+    found = [next(row for row in table_rows(table) if row.task == task)]
+    for row in ROWS:
+        is_same = row.task == task and row.files == found[0].files and row is not COMPARISON
+        if is_same and not any(set(row.values) <= set(other.values) for other in found):
+            found.append(row)
+    return tuple(found)

@@ -45,7 +45,11 @@ class FrameConsistency(Measure):
 
 
 class MapAgreement(Measure):
-    """Whether a dense map belongs to its video, and looks like a map of its task."""
+    """Whether a dense map belongs to its video, and looks like a map of its task.
+
+    `map_foreground_iou` and `map_boundary_f`; of segmentation maps `map_flat_share`, of depth maps
+    `map_colour_distance`, to the nearest colour that a depth map may have.
+    """
 
     name = "agreement"
     tasks: frozenset[Task | None] = frozenset({"segmentation", "depth"})
@@ -53,10 +57,10 @@ class MapAgreement(Measure):
     @property
     def key(self) -> str:
         """The version."""
-        return "foreground and boundaries 1"
+        return "foreground and boundaries 2"
 
     def features(self, video: Video) -> Features:
-        """Four numbers.
+        """Three numbers, the last of them by the task.
 
         Raises:
             UnusableError: There is no map, or it differs in size or length.
@@ -65,12 +69,14 @@ class MapAgreement(Measure):
         if dense is None or dense.shape != rgb.shape:
             found = "none" if dense is None else str(dense.shape[:3])
             raise UnusableError(f"expected a map of {rgb.shape[:3]}, got {found}")
-        return {
+        features = {
             "foreground": np.array(agreement.foreground_iou(rgb, dense)),
             "boundary": np.array(agreement.boundary_f(rgb, dense)),
-            "distance": np.array(agreement.depth_map_distance(dense)),
-            "flat": np.array(agreement.flat_share(dense)),
         }
+        # Entities are flat and of any colour, depth is neither.
+        if video.task == "depth":
+            return {**features, "distance": np.array(agreement.depth_map_distance(dense))}
+        return {**features, "flat": np.array(agreement.flat_share(dense))}
 
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]
@@ -79,7 +85,6 @@ class MapAgreement(Measure):
         names = {
             "foreground": ("map_foreground_iou", True),
             "boundary": ("map_boundary_f", True),
-            # Of depth maps it should be low; of segmentation maps it says nothing.
             "distance": ("map_colour_distance", False),
             "flat": ("map_flat_share", True),
         }
@@ -90,4 +95,5 @@ class MapAgreement(Measure):
                 higher_is_better=higher_is_better,
             )
             for feature, (score, higher_is_better) in names.items()
+            if all(feature in found for found in features.values())
         ]

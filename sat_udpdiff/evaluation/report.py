@@ -19,8 +19,9 @@ from sat_udpdiff.outputs import views_of
 
 PAGE, PLOTS = "report.html", "plots"
 """Names in the folder of results."""
-_ERRORS = ("depth_rmse", "depth_delta1")
-"""Scores of depth, whose distributions are also drawn as shares of videos up to a value."""
+_ERRORS = ("rmse", "delta1")
+"""Words in the names of scores of depth, whatever their alignment or judge: their distributions
+are also drawn as shares of videos up to a value."""
 
 
 def write_report(
@@ -73,7 +74,7 @@ def draw_plots(evaluations: Sequence[Evaluation]) -> dict[str, bytes]:
     drawn = {}
     for name, of_sets in values.items():
         drawn[name] = plots.distributions(of_sets, title=name, axis=name)
-        if name in _ERRORS:
+        if not set(_ERRORS).isdisjoint(name.split("_")):
             drawn[f"{name}_share"] = plots.cumulative(of_sets, title=name, axis=name)
     # A score and a histogram may bear one name.
     return drawn | {

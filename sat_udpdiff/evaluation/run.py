@@ -104,8 +104,7 @@ def evaluate(  # noqa: PLR0913 - what is judged, by what, and where
     Raises:
         ValueError: There is no video, or two have one name.
     """
-    if not videos:
-        raise ValueError(f"{name}: expected at least one whole video, found none")
+    check_any(videos, name=name, left_out=left_out or {})
     _check_names(videos, what=name)
     _check_names(references, what="references")
     tasks: set[Task | None] = {video.task for video in videos}
@@ -137,6 +136,17 @@ def evaluate(  # noqa: PLR0913 - what is judged, by what, and where
         costs=costs,
         facts={**(facts or {}), "processes": place.world_size, "references": len(references)},
     )
+
+
+def check_any(videos: Sequence[Video], *, name: str, left_out: Mapping[str, str]) -> None:
+    """Raise ValueError where there is no video; tells why those that were found are none."""
+    if videos:
+        return
+    message = f"{name}: expected at least one whole video, found none"
+    if left_out:
+        first, reason = next(iter(left_out.items()))
+        message += f"; {len(left_out)} left out, the first: {first}: {reason}"
+    raise ValueError(message)
 
 
 def _in_turn(count: int, *, place: Place) -> Iterator[int]:

@@ -5,10 +5,18 @@ from typing import cast
 
 from sat_udpdiff.config import Task
 from sat_udpdiff.evaluation.measure import Score
-from sat_udpdiff.evaluation.paper import COLUMNS, NUM_CLIPS, TITLES, PaperRow, main_row
+from sat_udpdiff.evaluation.paper import (
+    COLUMNS,
+    COMPARISON,
+    NUM_CLIPS,
+    TITLES,
+    PaperRow,
+    main_rows,
+)
 from sat_udpdiff.evaluation.run import NO_MAP, Evaluation, Group
 
-_PAPER_SCORES = frozenset(column.score for column in COLUMNS)
+_OURS = tuple(column.score for column in COLUMNS)
+_COMPARED = tuple(column.compared for column in COLUMNS)
 
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:
@@ -28,39 +36,36 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
 def paper_table(evaluations: Sequence[Evaluation]) -> str:
     """Scores in the paper's form; below each row the paper's own of such a network.
 
-    With 95 % intervals where there are any. The paper's numbers are of 1024 clips of Panda-70M and
-    of networks of 5B: beside other clips or networks they are no standard to meet.
+    Then those of the depth model that ours is compared with, where it was asked. With 95 %
+    intervals where there are any. The paper's numbers are of 1024 clips of Panda-70M and of
+    networks of 5B: beside other clips or networks they are no standard to meet.
     """
     heads = ["row", "task", "videos", *(column.header for column in COLUMNS)]
-    lines, told = [], None
+    lines: list[list[str]] = []
+    told: tuple[PaperRow, ...] = ()
     for evaluation in evaluations:
         for group in evaluation.groups:
-            paper = paper_row(evaluation, group=group)
-            lines.append(
-                [
-                    evaluation.name,
-                    group.name,
-                    str(len(group.videos)),
-                    *(
-                        _cell(group.score(column.score), number=i)
-                        for i, column in enumerate(COLUMNS)
-                    ),
-                ]
-            )
-            if paper is not None and paper is not told:
-                lines.append(_paper_cells(paper))
+            paper = paper_rows(evaluation, group=group)
+            is_new = bool(paper) and paper != told
+            lines.append(_our_cells(evaluation.name, group, names=_OURS))
+            if is_new:
+                lines.append(_paper_cells(paper, title=TITLES[paper[0].table].lower()))
                 told = paper
+            if other := _compared_model(group):
+                lines.append(_our_cells(f"{evaluation.name}: {other}", group, names=_COMPARED))
+                if is_new:
+                    lines.append(_paper_cells((COMPARISON,), title=COMPARISON.name))
     return table(heads, lines)
 
 
-def paper_row(evaluation: Evaluation, *, group: Group) -> PaperRow | None:
-    """The row of the paper that a group stands beside; None for videos of unknown origin."""
+def paper_rows(evaluation: Evaluation, *, group: Group) -> tuple[PaperRow, ...]:
+    """The rows of the paper that a group stands beside; none for videos of unknown origin."""
     trained = evaluation.facts.get("trained_tasks")
     if not isinstance(trained, str):
-        return None
+        return ()
     tasks: list[Task] = [cast(Task, task) for task in trained.split(", ") if task]
     task = None if group.name == NO_MAP else cast(Task, group.name)
-    return main_row(task=task, tasks=tasks)
+    return main_rows(task=task, tasks=tasks)
 
 
 def other_scores(evaluations: Sequence[Evaluation]) -> str:
@@ -68,7 +73,7 @@ def other_scores(evaluations: Sequence[Evaluation]) -> str:
     rows = [
         [*row, f"{score.value:.4f}", _interval(score, factor=1.0, digits=4), str(_count(score))]
         for *row, score in _all_scores(evaluations)
-        if score.name not in _PAPER_SCORES
+        if score.name not in _OURS + _COMPARED
     ]
     heads = ["row", "task", "score", "value", "95 % interval", "videos"]
     return table(heads, rows) if rows else ""
@@ -132,6 +137,18 @@ def _all_scores(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str, str, s
                 yield evaluation.name, group.name, score.name, score
 
 
+def _compared_model(group: Group) -> str | None:
+    scores = (score for score in group.scores if score.name in _COMPARED)
+    return next((str(score.facts.get("model", "other model")) for score in scores), None)
+
+
+def _our_cells(name: str, group: Group, *, names: Sequence[str | None]) -> list[str]:
+    """`names` are of the scores in the columns."""
+    scores = [None if score is None else group.score(score) for score in names]
+    cells = [_cell(score, number=i) for i, score in enumerate(scores)]
+    return [name, group.name, str(len(group.videos)), *cells]
+
+
 def _cell(score: Score | None, *, number: int) -> str:
     if score is None:
         return ""
@@ -151,15 +168,14 @@ def _count(score: Score) -> int | str:
     return len(score.per_video) or ""
 
 
-def _paper_cells(paper: PaperRow) -> list[str]:
-    printed = {
-        column.header: f"{paper.values[column.header]:.{column.digits}f}"
+def _paper_cells(paper: Sequence[PaperRow], *, title: str) -> list[str]:
+    values = {header: value for row in paper for header, value in row.values.items()}
+    tables = f"Table{'s' * (len(paper) > 1)} {', '.join(str(row.table) for row in paper)}"
+    cells = [
+        f"{values[column.header]:.{column.digits}f}" if column.header in values else ""
         for column in COLUMNS
-        if column.header in paper.values
-    }
-    title = f"*paper, Table {paper.table} ({TITLES[paper.table].lower()})*"
-    cells = [printed.get(column.header, "") for column in COLUMNS]
-    return [title, paper.task or NO_MAP, str(NUM_CLIPS), *cells]
+    ]
+    return [f"*paper, {tables} ({title})*", paper[0].task or NO_MAP, str(NUM_CLIPS), *cells]
 
 
 def _reasons(row: str, excluded: Mapping[str, Mapping[str, str]]) -> list[list[str]]:

@@ -33,8 +33,6 @@ from sat_udpdiff.evaluation.segmentation import adjusted_rand_index
 from sat_udpdiff.evaluation.video_panoptic import PanopticCounts, panoptic_counts
 
 Scored = Literal["all", "above_least"]
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-"""Of the absolute depth error of a clip's pixels."""
 
 
 class DepthAgainstTruth(Measure):
@@ -75,7 +73,7 @@ class DepthAgainstTruth(Measure):
         return f"{self.name} 1 {self._align} {self._scored} {self._truth.key}"
 
     def features(self, video: Video) -> Features:
-        """Scores by alignment, the errors' histogram and percentiles (unaligned), counts of frames.
+        """Scores by alignment, the errors' histogram (unaligned), counts of frames.
 
         Raises:
             UnusableError: The video has no depth, or another size or length than its frames or its
@@ -95,7 +93,6 @@ class DepthAgainstTruth(Measure):
             raise UnusableError(f"{bad} of {guess.size} values of the depth are not finite")
         features: Features = {
             "error_histogram": error_histogram(truth, guess),
-            "error_percentiles": np.nanpercentile(np.abs(guess - truth), PERCENTILES),
             # What the truth has at the far end decides how far a ratio can be right.
             "share_below_least": np.asarray((truth < LEAST).mean()),
         }

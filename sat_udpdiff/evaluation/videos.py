@@ -185,14 +185,21 @@ class FileVideo:
 
 
 def find_videos(folder: Path) -> Found:
-    """Samples of a folder of `sample.py`, or the mp4 files of any other folder.
+    """Samples of a folder of `sample.py`, one of its samples, or the mp4 files of another folder.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: There is neither, or there are samples and files.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of samples or of mp4 files, found none")
-    files = sorted(folder.glob("*.mp4"))
+    if (folder / RECORD_FILE).is_file():
+        return open_samples([folder])
+    files, records = sorted(folder.glob("[!.]*.mp4")), sorted(folder.glob(f"[!.]*/{RECORD_FILE}"))
+    if files and records:
+        raise ValueError(
+            f"{folder}: expected samples or mp4 files, got both: the sample "
+            f"{records[0].parent.name} and {files[0].name}; move one of the kinds"
+        )
     return videos_in(folder) if files else samples_in(folder)
 
 

@@ -13,7 +13,7 @@ from sat_udpdiff.evaluation.edge_agreement import (
     edge_precision,
     find_edges,
 )
-from sat_udpdiff.evaluation.measure import UnusableError
+from sat_udpdiff.evaluation.measure import Score, UnusableError
 from sat_udpdiff.tiny.clips import paint
 from tests.evaluation.loose_video import LooseVideo
 
@@ -71,10 +71,14 @@ def clip_video(index: int, *, view, fault=None):
     return ArrayVideo(name=f"clip {index}", frames=clip.rgb, colours=colours, task=view)
 
 
-def scores_of(videos) -> dict[str, float]:
+def agreement_of(videos) -> dict[str, Score]:
     measure = EdgeAgreement()
     features = {video.name: measure.features(video) for video in videos}
-    return {score.name: score.value for score in measure.scores(features, references={})}
+    return {score.name: score for score in measure.scores(features, references={})}
+
+
+def scores_of(videos) -> dict[str, float]:
+    return {name: score.value for name, score in agreement_of(videos).items()}
 
 
 @pytest.mark.parametrize("view", ["segmentation", "depth"])
@@ -83,10 +87,17 @@ def test_true_maps_lie_far_above_chance_and_others_do_not(view) -> None:
     wrong = scores_of([clip_video(index, view=view, fault="mirrored") for index in range(6)])
     assert own["edge_agreement"] > (0.9 if view == "segmentation" else 0.65)
     assert own["edge_agreement_above_chance"] > 0.3
-    assert own["edge_agreement_above_chance"] == pytest.approx(
-        own["edge_agreement"] - own["edge_agreement_by_chance"]
-    )
     assert abs(wrong["edge_agreement_above_chance"]) < 0.15
+
+
+def test_the_level_by_chance_is_told_and_not_scored() -> None:
+    """No video is good or bad by it."""
+    scores = agreement_of([clip_video(index, view="segmentation") for index in range(3)])
+    assert list(scores) == ["edge_agreement", "edge_agreement_above_chance"]
+    own, above = scores.values()
+    chance = own.facts["by_chance"]
+    assert isinstance(chance, float) and "by_chance" not in above.facts
+    assert above.value == pytest.approx(own.value - chance)
 
 
 def test_features_are_small_and_do_not_hold_the_video() -> None:

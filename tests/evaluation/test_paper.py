@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sat_udpdiff.config_io import load_config
-from sat_udpdiff.evaluation.paper import COLUMNS, ROWS, TITLES, main_row, table_rows
+from sat_udpdiff.evaluation.paper import COLUMNS, ROWS, TITLES, main_rows, table_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -39,9 +39,16 @@ def test_ablations_expect_the_numbers_of_their_row(row) -> None:
 
 
 def test_what_a_network_is_compared_with() -> None:
-    assert main_row(task="depth", tasks=("segmentation", "depth")).values["FVD"] == 302.55
-    assert main_row(task="depth", tasks=("depth",)).values["SC"] == 95.91
-    assert main_row(task=None, tasks=("segmentation", "depth")).name == "CogVideoX 5B"
+    multi = main_rows(task="depth", tasks=("segmentation", "depth"))
+    assert [(row.table, row.name) for row in multi] == [
+        (2, "depth"), (3, "multi-task depth"), (4, "multi-task"),
+    ]  # fmt: skip
+    assert multi[0].values["FVD"] == 302.55 and multi[1].values["RMSE"] == 0.1634
+    single, time = main_rows(task="depth", tasks=("depth",))
+    assert (single.table, single.values["SC"], time.values["seconds"]) == (1, 95.91, 205.75)
+    assert main_rows(task=None, tasks=("segmentation", "depth"))[0].name == "CogVideoX 5B"
+    (segmentation,) = main_rows(task="segmentation", tasks=("segmentation",))
+    assert segmentation.table == 1
 
 
 def test_columns_print_as_the_paper_does() -> None:

@@ -15,7 +15,10 @@ from data_loaders.decode import encode_rgb
 from data_loaders.shards import write_shards
 from data_loaders.synthetic import HELD_OUT_START, WorldConfig, make_clip
 from sat_udpdiff import evaluate
+from sat_udpdiff.evaluation.arrays import ArrayVideo
+from sat_udpdiff.evaluation.measure import Score
 from sat_udpdiff.evaluation.results import read_results
+from sat_udpdiff.evaluation.run import Evaluation, Group
 from sat_udpdiff.evaluation.videos import samples_in
 from sat_udpdiff.loading import Model
 from tests.conftest import SmallWorld
@@ -41,18 +44,17 @@ def test_samples_become_scores_and_a_page(
     table = capsys.readouterr().out
     (found,) = read_results(tmp_path / "out" / "results.json")
     assert [group.name for group in found.groups] == ["segmentation", "depth"]
-    for group in found.groups:
+    for group, own in zip(found.groups, ("map_flat_share", "map_colour_distance"), strict=True):
         assert len(group.videos) == 2
         assert [score.name for score in group.scores] == [
-            "pixel_consistency", "map_foreground_iou", "map_boundary_f", "map_colour_distance",
-            "map_flat_share",
+            "pixel_consistency", "map_foreground_iou", "map_boundary_f", own,
         ]  # fmt: skip
     assert found.facts["sample.num_steps"] == 2 and found.facts["device"] == "cpu"
     assert found.facts["trained_tasks"] == "segmentation, depth"
     assert "pixel_consistency" in table and "paper, Table 2" in table
     assert table.startswith((tmp_path / "out" / "table.md").read_text())
     html = (tmp_path / "out" / "report.html").read_text()
-    assert html.count("<video ") == 2 * 5 * 2
+    assert html.count("<video ") == 2 * 4 * 2
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.yaml", "features", "plots", "report.html", "results.json", "table.md",
     }  # fmt: skip
@@ -92,6 +94,39 @@ def test_folders_are_rows(tiny_samples: Path, tmp_path: Path) -> None:
     (group,) = videos.groups
     assert group.name == "video" and group.videos == ("a disc-0", "still-0")
     assert group.exclusions == {"consistency": {"still-0": "expected 2 or more frames, got 1"}}
+
+
+def test_a_folder_without_a_whole_video_is_told_before_others_are_judged(
+    tiny_samples: Path, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in samples.glob("*/video.mp4"):
+        path.unlink()
+    words = ("--samples", tiny_samples, samples, CHEAP, NO_REFERENCE, "--output", tmp_path / "out")
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert f"{samples}: expected at least one whole video, found none; 4 left out" in error
+    assert "half written: no video.mp4" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_for_vbench_hold_the_videos_of_their_group(tmp_path: Path) -> None:
+    frames = np.zeros((2, 16, 24, 3), np.uint8)
+    videos = {name: ArrayVideo(name=name, prompt=f"of {name}", frames=frames) for name in "ab"}
+    groups = tuple(
+        Group(
+            name=task,
+            videos=(name,),
+            scores=(
+                Score(name="motion_smoothness", value=0.5, higher_is_better=True,
+                      per_video={name: 0.5}),
+            ),
+        )
+        for task, name in (("segmentation", "a"), ("depth", "b"))
+    )  # fmt: skip
+    evaluate.write_for_vbench(Evaluation(name="r", groups=groups), videos=videos, folder=tmp_path)
+    for task, prompt in (("segmentation", "of a"), ("depth", "of b")):
+        info = json.loads((tmp_path / f"r_{task}_full_info.json").read_text())
+        assert [one["prompt_en"] for one in info] == [prompt]
 
 
 def test_a_network_is_sampled_and_judged_against_the_world(

@@ -1,6 +1,7 @@
 """Tables, plots and the page."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -97,14 +98,37 @@ def test_a_row_stands_above_the_papers() -> None:
     assert ours[:4] == ["multi", "depth", "5", "92.07 (91.00 to 93.00)"]
     assert ours[6:9] == ["310.26", "", "0.1000"]
     assert paper == [
-        "*paper, Table 2 (multi-task)*", "depth", "1024", "97.07", "96.89", "99.23", "302.55",
-        "", "", "",
+        "*paper, Tables 2, 3, 4 (multi-task)*", "depth", "1024", "97.07", "96.89", "99.23",
+        "302.55", "0.4176", "0.1634", "205.81",
     ]  # fmt: skip
+
+
+def test_the_model_that_depth_is_compared_with_is_a_row() -> None:
+    scores = tuple(
+        Score(name=f"depth_comparison_{kind}", value=value, higher_is_better=kind == "delta1",
+              facts={"model": "Depth Anything V2"})
+        for kind, value in (("delta1", 0.6), ("rmse", 0.09), ("rmse_lstsq", 0.05))
+    )  # fmt: skip
+    plain = evaluation()
+    group = replace(plain.groups[0], scores=(*plain.groups[0].scores, *scores))
+    compared = replace(plain, groups=(group,))
+    _, _, ours, _, other, paper = rows_of(tables.paper_table([compared]))
+    empty = ["", "", "", ""]
+    assert ours[-2:] == ["0.1000", ""]
+    assert other == ["multi: Depth Anything V2", "depth", "5", *empty, "0.6000", "0.0900", ""]
+    assert paper == [
+        "*paper, Table 3 (Depth Anything V2)*", "depth", "1024", *empty, "0.5808", "0.0907", "",
+    ]  # fmt: skip
+    rest = tables.other_scores([compared])
+    assert "depth_comparison_rmse_lstsq" in rest and "depth_comparison_rmse |" not in rest
+    # Of files whose networks are unknown there is nothing of the paper.
+    unknown = tables.paper_table([replace(compared, facts={})])
+    assert "multi: Depth Anything V2" in unknown and "paper" not in unknown
 
 
 def test_the_papers_row_is_of_such_a_network() -> None:
     single = tables.paper_table([evaluation(trained="depth")])
-    assert "Table 1 (single task)" in single and "95.91" in single
+    assert "Tables 1, 4 (single task)" in single and "95.91" in single
     unknown = Evaluation(name="files", groups=evaluation().groups)
     assert "paper" not in tables.paper_table([unknown])
     # Told once for rows that follow each other.
@@ -123,6 +147,19 @@ def test_everything_that_is_no_score_is_told() -> None:
         "| multi | edge | 5 | 30.00 | 10.0 |",
     ):
         assert line in text, line
+
+
+def test_errors_of_every_alignment_and_judge_are_drawn_as_shares() -> None:
+    names = ("depth_rmse", "depth_delta1_lstsq", "tiny_depth_rmse", "edge")
+    per_video = {"a": 0.1, "b": 0.3}
+    scores = tuple(
+        Score(name=name, value=0.2, higher_is_better=False, per_video=per_video) for name in names
+    )
+    group = Group(name="depth", videos=("a", "b"), scores=scores)
+    drawn = report.draw_plots([Evaluation(name="row", groups=(group,))])
+    assert {name for name in drawn if name.endswith("_share")} == {
+        "depth_rmse_share", "depth_delta1_lstsq_share", "tiny_depth_rmse_share",
+    }  # fmt: skip
 
 
 def test_best_middle_and_worst_are_chosen_once_each() -> None:
@@ -148,7 +185,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert html.count("the video is no longer there") == 3
     assert html.count("<span>depth, near = white</span>") == 6
     assert "best: 0.9400" in html and "worst: 0.9000" in html
-    assert "paper, Table 2" in html and "weights=a|b" in html
+    assert "paper, Tables 2, 3, 4" in html and "weights=a|b" in html
     assert html.count('src="data:image/png;base64,') == 5
     for name in (
         "subject_consistency",

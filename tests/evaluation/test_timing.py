@@ -10,6 +10,7 @@ import torch
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.evaluation import timing
+from sat_udpdiff.evaluation.paper import table_rows
 from sat_udpdiff.evaluation.timing import STAGES, SamplingTime, time_sampling, timing_table
 from sat_udpdiff.generation import Encoders, SampleRequest, generate
 from sat_udpdiff.model.transformer import build_network, initialise
@@ -157,7 +158,19 @@ def test_the_table_has_medians_and_the_papers_rows():
     assert row["without dense decode"] == "10.50"
     assert row["where"] == "cpu, fp32, 2 steps, 9x32x48, 3 runs"
     assert re.findall(r"20\d\.\d\d", "\n".join(lines[3:])) == ["204.46", "205.75", "205.81"]
+    names = re.findall(r"paper: ([^|]+) \|", "\n".join(lines[3:]))
+    assert names == [row.name for row in table_rows(4)]
     assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_the_score_is_the_median_and_tells_the_stages():
+    score = TIMES.score
+    assert (score.name, score.value, score.higher_is_better) == ("seconds", 13.0, False)
+    assert dict(score.facts) == {
+        "device": "cpu", "precision": "fp32", "num_steps": 2, "size": "9x32x48", "runs": 3,
+        "lowest": 10.75, "highest": 13.5, "without_dense": 10.5,
+        "text": 0.2, "denoise": 9.0, "vae_video": 1.0, "vae_dense": 1.0, "colormap": 0.5,
+    }  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -189,6 +189,11 @@ def test_histograms_for_the_report() -> None:
     videos = [guessed(v, depth=np.minimum(v.disparity, 0.8) + np.float32(0.11)) for v in VIDEOS]
     measure = DepthAgainstTruth(TRUTH)
     of_videos = {v.name: measure.features(v) for v in videos}
+    # Each is read by the scores or the histogram.
+    assert set(next(iter(of_videos.values()))) == {
+        "error_histogram", "share_below_least", "delta1_none", "rmse_none",
+        "num_frames", "num_dropped",
+    }  # fmt: skip
     (histogram,) = measure.histograms(of_videos, references={})
     shares = np.array(histogram.shares[""])
     assert histogram.name == "depth_error" and len(histogram.edges) == len(shares) + 1

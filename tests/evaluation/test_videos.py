@@ -137,6 +137,19 @@ def test_folders_of_nothing_are_refused(tmp_path: Path) -> None:
         find_videos(tmp_path / "none")
 
 
+def test_one_sample_is_one_video(tiny_samples: Path) -> None:
+    """And its map and its side by side are none."""
+    folder = folder_of(tiny_samples, "depth")
+    (video,) = find_videos(folder).videos
+    assert isinstance(video, SampleVideo) and (video.name, video.task) == (folder.name, "depth")
+
+
+def test_samples_beside_files_are_refused(samples: Path) -> None:
+    write_video(samples / "holiday.mp4")
+    with pytest.raises(ValueError, match=r"got both: the sample 000_\S+ and holiday\.mp4"):
+        find_videos(samples)
+
+
 def test_a_frame_that_cannot_be_decoded_is_unusable(samples: Path) -> None:
     folder = folder_of(samples, "depth")
     video = SampleVideo.open(folder)
