@@ -32,10 +32,10 @@ from sat_udpdiff.evaluation.measure import Fact, Measure, Video
 from sat_udpdiff.evaluation.references import ClipFit
 from sat_udpdiff.evaluation.report import write_report
 from sat_udpdiff.evaluation.results import write_results
-from sat_udpdiff.evaluation.run import Evaluation, check_any, evaluate
+from sat_udpdiff.evaluation.run import NO_MAP, Evaluation, check_any, evaluate
 from sat_udpdiff.evaluation.settings import EvaluationConfig, dump, load
 from sat_udpdiff.evaluation.tables import markdown
-from sat_udpdiff.evaluation.timing import time_sampling, timing_table
+from sat_udpdiff.evaluation.timing import SamplingTime, time_sampling, timing_table
 from sat_udpdiff.evaluation.vbench_files import DIMENSIONS, JudgedVideo, write_vbench_files
 from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, open_samples
 from sat_udpdiff.held_out_samples import make_samples, missing, plan_samples
@@ -98,48 +98,68 @@ def run(sets: Sequence[VideoSet], *, options: argparse.Namespace, config: Evalua
     if place.is_main:
         options.output.mkdir(parents=True, exist_ok=True)
         write_atomically(options.output / SETTINGS, dump(config).encode())
-    if options.load is not None:
-        sample(sets[0], options=options, device=device)
+    times = sample(sets[0], options=options, device=device) if options.load is not None else {}
     evaluations, videos = [], {}
     for one in sets:
         found = one.videos()
         videos[one.name] = {video.name: video for video in found.videos}
         evaluation = judge(one.name, found, measures=measures, references=references[one.name],
                            cache=_cache(options, config=config), place=place)  # fmt: skip
-        evaluations += [evaluation] if evaluation else []
+        if evaluation is not None:
+            evaluations.append(with_times(evaluation, times if one is sets[0] else {}))
     if place.is_main:
         write(evaluations, videos=videos, config=config, output=options.output)
     return 0
 
 
-def sample(one: VideoSet, *, options: argparse.Namespace, device: str | None) -> None:
-    """Make the samples of a network that are not there, each process its share."""
+def sample(
+    one: VideoSet, *, options: argparse.Namespace, device: str | None
+) -> dict[str, SamplingTime]:
+    """Make the samples of a network that are not there, each process its share.
+
+    Returns:
+        With --time, on the first process: by name of the group.
+    """
+    times: dict[str, SamplingTime] = {}
     assert one.network is not None
     place = init_distributed(device=device, timeout_minutes=_MINUTES_OF_WAITING)
     try:
         model = Model.load(options.load, config=one.network, ema=options.ema, device=place.device)
         make_samples(one.jobs, model=model, place=place)
         if options.time and place.is_main:
-            show_times(one, model=model, output=options.output)
+            times = show_times(one, model=model, output=options.output)
         # All samples are judged together.
         dist.barrier()
     finally:
         close_distributed()
+    return times
 
 
-def show_times(one: VideoSet, *, model: Model, output: Path) -> None:
+def show_times(one: VideoSet, *, model: Model, output: Path) -> dict[str, SamplingTime]:
     """Seconds of a sample by stage, for the first prompt with every task; a file and the screen."""
-    times = {}
+    times: dict[str, SamplingTime] = {}
     for job in one.jobs:
         request = replace(job.request, seeds=job.request.seeds[:1])
-        name = f"{one.name}, {request.task}" if request.task else one.name
-        if name not in times:
-            times[name] = time_sampling(
+        group = request.task or NO_MAP
+        if group not in times:
+            times[group] = time_sampling(
                 model.network, request, encoders=model.encoders, config=model.config
             )
-    table = timing_table(times)
+    table = timing_table({f"{one.name}, {group}": time for group, time in times.items()})
     write_atomically(output / TIMES, table.encode())
     print(table)
+    return times
+
+
+def with_times(evaluation: Evaluation, times: Mapping[str, SamplingTime]) -> Evaluation:
+    """The evaluation with the score `seconds` in each group that was timed."""
+    groups = tuple(
+        replace(group, scores=(*group.scores, times[group.name].score))
+        if group.name in times
+        else group
+        for group in evaluation.groups
+    )
+    return replace(evaluation, groups=groups)
 
 
 def judge(  # noqa: PLR0913 - one row and all that it is judged with

@@ -165,6 +165,25 @@ def test_a_network_is_sampled_and_judged_against_the_world(
     assert run(*words) == 0
 
 
+def test_times_stand_in_the_results_and_in_the_table(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ("--load", small_checkpoint, *WORLD, "measures=[consistency]", "prompts.count=1")
+    assert run(*words, "--time", "--name", "small", "--output", tmp_path) == 0
+    (found,) = read_results(tmp_path / "results.json")
+    table = (tmp_path / "table.md").read_text()
+    for group in found.groups:
+        score = group.score("seconds")
+        assert score is not None and score.facts["num_steps"] == 2
+        denoise, without = score.facts["denoise"], score.facts["without_dense"]
+        assert isinstance(denoise, float) and isinstance(without, float)
+        assert 0 < denoise < score.value and 0 < without < score.value
+        (row,) = re.findall(rf"^\| small \| {group.name} \| 1 \|.*$", table, flags=re.M)
+        assert row.endswith(f"| {score.value:.2f} |")
+    assert [group.name for group in found.groups] == ["segmentation", "depth"]
+    assert "small, depth" in (tmp_path / "times.md").read_text()
+
+
 def test_other_samples_in_the_output_are_refused(
     small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
