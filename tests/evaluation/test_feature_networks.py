@@ -197,7 +197,8 @@ class Program(torch.nn.Module):
         self.visual = torch.nn.Linear(2, 3).half()
 
     def forward(self, x):
-        return self.visual(x)
+        # Not by the layer: deepspeed, once imported, puts an operation there that has no trace.
+        return x @ self.visual.weight.T
 
 
 def test_of_archives_with_code_only_that_of_openai_is_opened(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from sat_udpdiff.plan import estimate_memory
 from sat_udpdiff.plan.sizes import derive_sizes
 
 ROOT = Path(__file__).parents[2]
-# Those of panda_dense/ belong to another program.
+# Those of panda_dense/ and evaluation/ belong to other programs.
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.yaml")
-    if path.parent.name != "panda_dense"
+    if path.parent.name not in ("panda_dense", "evaluation")
 )
 BASE = ["--base", "configs/5b.yaml", "configs/multitask.yaml"]
 
