@@ -27,7 +27,9 @@ SHORTER = {
     ],
     "configs/tiny.yaml": ["train.steps=2", "train.micro_batch_size=1"],
     "sat_udpdiff/sample.py": ["--steps", "2"],
-    "configs/evaluation/tiny.yaml": ["prompts.count=2", "reference.count=2", "sample.num_steps=2"],
+    "configs/evaluation/tiny.yaml": [
+        *("prompts.count=2", "reference.count=2", "sample.num_steps=2", "fvd.min_videos=2"),
+    ],
 }
 
 
