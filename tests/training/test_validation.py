@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_loaders.loader import Batches
-from sat_udpdiff.config import TASKS
+from sat_udpdiff.config import TASKS, Task
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import init_distributed
 from sat_udpdiff.evaluation.arrays import ArrayVideo
@@ -252,17 +252,17 @@ def test_measures_are_those_of_an_evaluation(make_trainer, tmp_path):
     (line,) = read_metrics(tmp_path, kind="validation")
     expected = {
         f"{score.name}_{task}"
-        for score in MapAgreement().scores(
-            {"a": MapAgreement().features(noise_video())}, references={}
-        )
         for task in TASKS
+        for score in MapAgreement().scores(
+            {"a": MapAgreement().features(noise_video(task))}, references={}
+        )
     }
     assert expected and expected <= line.keys()
 
 
-def noise_video() -> ArrayVideo:
+def noise_video(task: Task) -> ArrayVideo:
     frames = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3)).astype(np.uint8)
-    return ArrayVideo(name="a", frames=frames, colours=frames, task="depth")
+    return ArrayVideo(name="a", frames=frames, colours=frames, task=task)
 
 
 def test_unknown_measures_and_files_are_refused_by_the_setting(make_trainer, tmp_path):
