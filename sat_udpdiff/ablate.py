@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -30,6 +30,8 @@ from sat_udpdiff.ablation.scores import COLUMNS
 from sat_udpdiff.ablation.settings import AblationConfig, load
 from sat_udpdiff.ablation.work import Ablation, Unit
 from sat_udpdiff.config import ConfigError
+from sat_udpdiff.config_io import add_help_config
+from sat_udpdiff.config_sources import files_and_words
 from sat_udpdiff.evaluation.machine import machine_facts
 
 
@@ -74,9 +76,7 @@ def read_settings(options: argparse.Namespace) -> AblationConfig:
     Raises:
         ConfigError: One is wrong, or no file is named.
     """
-    # `--config a.yaml key=value` gives argparse no way to see where the files end.
-    words = [entry for entry in options.config if "=" in entry and not Path(entry).is_file()]
-    files = [entry for entry in options.config if entry not in words]
+    files, words = files_and_words(options.config)
     if not files:
         raise ConfigError(
             "--config: expected value files, such as configs/evaluation/ablation_tiny.yaml or "
@@ -121,22 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="say what would be done and how long it takes, and end")
     add("--report", action="store_true", help="only write the report of what is there")
     add("--list", action="store_true", help="list the arms with their value files, and end")
-    add("--help-config", action=_HelpConfig, help="list every setting, and end")
+    add_help_config(parser, cls=AblationConfig)
     return parser
-
-
-class _HelpConfig(argparse.Action):
-    """Prints every setting with its type, default and meaning."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **kwargs)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        # Parsing our own source for the docstrings is needed here only.
-        from sat_udpdiff.config_help import describe_settings
-
-        sys.stdout.write(describe_settings(AblationConfig))
-        parser.exit()
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

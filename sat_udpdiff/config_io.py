@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-
 from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_checks import check_device, notes, require, validate
 from sat_udpdiff.config_sources import (
     Setting,
     build,
-    read_file,
-    read_override,
+    dump_settings,
+    files_and_words,
+    plain,
+    read_settings,
     read_value,
     setting_types,
 )
@@ -32,6 +32,7 @@ from sat_udpdiff.config_sources import (
 __all__ = [
     "CommandLine",
     "ConfigError",
+    "add_help_config",
     "check_device",
     "config_of",
     "dump_config",
@@ -63,11 +64,7 @@ def load_config(base: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: One line naming the key, what was expected, what came, and from where.
     """
-    settings: dict[str, Setting] = {}
-    for path in base:
-        settings.update(read_file(Path(path)))
-    for override in overrides:
-        settings.update(read_override(override))
+    settings = read_settings(base, overrides)
     config = build(Config, {key: setting.value for key, setting in settings.items()})
     try:
         validate(config)
@@ -109,7 +106,7 @@ def save_config(config: Config, path: str | os.PathLike[str]) -> None:
 
 def dump_config(config: Config) -> str:
     """Every value of `config` as YAML text, in the order of the dataclasses."""
-    return yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True, width=100)
+    return dump_settings(config)
 
 
 def to_values(config: Config) -> dict[str, Any]:
@@ -137,11 +134,9 @@ def parse_cli(
     if extra is not None:
         extra(parser)
     options = parser.parse_intermixed_args(argv)
-    # `--base a.yaml key=value` gives argparse no way to see where the files end.
-    files = [entry for entry in options.base if "=" not in entry or Path(entry).is_file()]
-    overrides = [entry for entry in options.base if entry not in files] + options.overrides
+    files, words = files_and_words(options.base)
     try:
-        config = load_config(files, overrides)
+        config = load_config(files, words + options.overrides)
     except ConfigError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     # What launchers pass and what is now in `config` is nothing the program should look at.
@@ -176,14 +171,26 @@ def _parser(description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="print the resolved configuration with its sizes, and exit",
     )
-    parser.add_argument("--help-config", action=_HelpConfig, help="list every setting, and exit")
+    add_help_config(parser)
     # The deepspeed launcher passes it; the rank itself is read from the environment.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
 
+def add_help_config(parser: argparse.ArgumentParser, *, cls: type = Config) -> None:
+    """Give a program `--help-config`, which lists every setting with type, default and meaning.
+
+    Args:
+        parser: Of the program.
+        cls: Its dataclass of settings, all of which have defaults.
+    """
+    parser.add_argument(
+        "--help-config", action=_HelpConfig, const=cls, help="list every setting, and exit"
+    )
+
+
 class _HelpConfig(argparse.Action):
-    """Prints every setting with its type, default and meaning."""
+    """Prints the settings of `const`, and ends the program."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **kwargs)
@@ -192,17 +199,8 @@ class _HelpConfig(argparse.Action):
         # Parsing our own source for the docstrings is needed here only.
         from sat_udpdiff.config_help import describe_settings
 
-        sys.stdout.write(describe_settings())
+        sys.stdout.write(describe_settings(self.const))
         parser.exit()
-
-
-def plain(value: Any) -> Any:
-    """What `dataclasses.asdict` made, with tuples as lists: for YAML and JSON."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 def origins(keys: Sequence[str], settings: Mapping[str, Setting]) -> str:

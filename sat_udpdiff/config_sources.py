@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -46,6 +46,68 @@ def build(cls: type[_Settings], values: Mapping[str, Any]) -> _Settings:
         values: Dotted key -> value of the right type.
     """
     return _build(cls, values, prefix="")
+
+
+def load_settings(
+    cls: type[_Settings], files: Sequence[str], overrides: Sequence[str] = ()
+) -> _Settings:
+    """An instance of a dataclass of settings; see `read_settings`.
+
+    Raises:
+        ConfigError: One line naming the key, what was expected, what came, and from where.
+    """
+    settings = read_settings(files, overrides, cls=cls)
+    return build(cls, {key: setting.value for key, setting in settings.items()})
+
+
+def dump_settings(settings: Any, *, head: str = "") -> str:
+    """Every value of a dataclass of settings as YAML text, in the order of its fields.
+
+    Args:
+        settings: The dataclass.
+        head: Lines above, comments.
+    """
+    values = plain(dataclasses.asdict(settings))
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def plain(value: Any) -> Any:
+    """What `dataclasses.asdict` made, with tuples as lists: for YAML and JSON."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def files_and_words(entries: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands behind an option that takes several files, as files and as `key=value` words.
+
+    `--base a.yaml key=value` gives argparse no way to see where the files end.
+    """
+    words = [entry for entry in entries if "=" in entry and not Path(entry).exists()]
+    return [entry for entry in entries if entry not in words], words
+
+
+def read_settings(
+    files: Sequence[str], overrides: Sequence[str] = (), *, cls: type = Config
+) -> dict[str, Setting]:
+    """The settings of YAML files and `dotted.key=value` words, by key.
+
+    Args:
+        files: Later ones win over earlier ones.
+        overrides: They win over all files, later ones over earlier ones.
+        cls: See `setting_types`.
+
+    Raises:
+        ConfigError: As of `read_file` and `read_override`.
+    """
+    settings: dict[str, Setting] = {}
+    for path in files:
+        settings |= read_file(Path(path), cls=cls)
+    for override in overrides:
+        settings |= read_override(override, cls=cls)
+    return settings
 
 
 def read_file(path: Path, *, cls: type = Config) -> dict[str, Setting]:

@@ -15,14 +15,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.distributed as dist
 
 from data_loaders.atomic_file import write_atomically
 from data_loaders.order import ClipSize
 from sat_udpdiff.config import Config, Task
-from sat_udpdiff.config_io import load_config
+from sat_udpdiff.config_io import add_help_config, load_config
+from sat_udpdiff.config_sources import files_and_words
 from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
 from sat_udpdiff.evaluation.cache import FeatureCache
 from sat_udpdiff.evaluation.choose import Around, choose_measures, make_measures
@@ -303,12 +304,10 @@ def show_plan(
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options; `overrides` are all words `key=value`, wherever they stand."""
     options = _parser().parse_intermixed_args(argv)
-    # `--samples A key=value` gives argparse no way to see where the folders end.
     words = []
     for name in ("samples", "base", "config"):
-        entries = getattr(options, name)
-        behind = [entry for entry in entries if "=" in entry and not Path(entry).exists()]
-        setattr(options, name, [entry for entry in entries if entry not in behind])
+        files, behind = files_and_words(getattr(options, name))
+        setattr(options, name, files)
         words += behind
     options.overrides = [*words, *options.overrides]
     options.samples = [Path(folder) for folder in options.samples]
@@ -359,24 +358,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("overrides", nargs="*", metavar="KEY=VALUE", help="such as prompts.count=64")
     add("--dry-run", action="store_true", help="say what would be done and what is missing")
-    add("--help-config", action=_HelpConfig, help="list every setting, and exit")
+    add_help_config(parser, cls=EvaluationConfig)
     # The deepspeed launcher passes it; the rank itself is read from the environment.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
-
-
-class _HelpConfig(argparse.Action):
-    """Prints every setting with its type, default and meaning."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **kwargs)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        # Parsing our own source for the docstrings is needed here only.
-        from sat_udpdiff.config_help import describe_settings
-
-        sys.stdout.write(describe_settings(EvaluationConfig))
-        parser.exit()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from data_loaders.atomic_file import write_atomically
 from data_loaders.panda_dense import pipeline
@@ -22,6 +21,8 @@ from data_loaders.panda_dense.stopping import heeding_signals
 from data_loaders.panda_dense.store import Store
 from data_loaders.schema import DataError
 from sat_udpdiff.config import ConfigError
+from sat_udpdiff.config_io import add_help_config
+from sat_udpdiff.config_sources import files_and_words
 
 _CONFIG = "config.yaml"
 _DESCRIPTION = """\
@@ -101,21 +102,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", help="Panda-70M's table: ingest.csv")
     parser.add_argument("--captions", help="table of captions: ingest.captions")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as depth.seed=1")
-    parser.add_argument("--help-config", action=_HelpConfig, help="list every setting, and exit")
-
-
-class _HelpConfig(argparse.Action):
-    """Prints every setting with its type, default and meaning."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: object) -> None:
-        super().__init__(option_strings, dest, nargs=0, **kwargs)  # pyright: ignore[reportArgumentType]
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        # Parsing our own source for the docstrings is needed here only.
-        from sat_udpdiff.config_help import describe_settings
-
-        sys.stdout.write(describe_settings(PandaConfig))
-        parser.exit()
+    add_help_config(parser, cls=PandaConfig)
 
 
 def _count(text: str) -> int:
@@ -130,9 +117,7 @@ def _read_config(arguments: argparse.Namespace) -> PandaConfig:
     kept = arguments.output / _CONFIG if arguments.output else None
     if not files and kept is not None and kept.is_file():
         files = [str(kept)]
-    # `--config a.yaml key=value` gives argparse no way to see where the files end.
-    words = [entry for entry in files if "=" in entry and not Path(entry).is_file()]
-    files = [entry for entry in files if entry not in words]
+    files, words = files_and_words(files)
     for name in ("videos", "csv", "captions"):
         value = getattr(arguments, name)
         if value is not None:

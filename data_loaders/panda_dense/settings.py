@@ -1,11 +1,9 @@
 """All settings of the data set pipeline: its config files and the words of the command line."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
-import yaml
 
 from data_loaders.panda_dense.caption import CaptionStageSettings
 from data_loaders.panda_dense.cut import ClipSettings
@@ -18,8 +16,7 @@ from data_loaders.panda_dense.select import SelectSettings
 from data_loaders.panda_dense.sources import IngestSettings
 from data_loaders.panda_dense.write import WriteSettings
 from data_loaders.schema import DataError
-from sat_udpdiff.config_io import plain
-from sat_udpdiff.config_sources import Setting, build, read_file, read_override
+from sat_udpdiff.config_sources import dump_settings, load_settings
 from sat_udpdiff.distributed import find_place
 
 
@@ -45,20 +42,12 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> PandaConfig:
     Raises:
         ConfigError: One line naming the key, what was expected, what came, and from where.
     """
-    settings: dict[str, Setting] = {}
-    for path in files:
-        settings |= read_file(Path(path), cls=PandaConfig)
-    for override in overrides:
-        settings |= read_override(override, cls=PandaConfig)
-    return build(PandaConfig, {key: setting.value for key, setting in settings.items()})
+    return load_settings(PandaConfig, files, overrides)
 
 
 def dump(config: PandaConfig) -> str:
     """Every value as YAML text, which `load` reads again."""
-    head = "# Settings of this data set; later commands read them.\n"
-    return head + yaml.safe_dump(
-        plain(asdict(config)), sort_keys=False, allow_unicode=True, width=100
-    )
+    return dump_settings(config, head="# Settings of this data set; later commands read them.\n")
 
 
 def resolve_device(name: str) -> torch.device:

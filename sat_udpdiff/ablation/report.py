@@ -16,7 +16,7 @@ from sat_udpdiff.ablation.orderings import Judgement, judge_all, summary
 from sat_udpdiff.ablation.recipes import CURVE_COLUMNS
 from sat_udpdiff.ablation.scores import COLUMNS, ScoreBook
 from sat_udpdiff.ablation.settings import AblationConfig
-from sat_udpdiff.config_io import plain
+from sat_udpdiff.config_sources import plain
 
 REPORT, PAGE, NUMBERS, CURVES_PICTURE = "report.md", "report.html", "report.json", "fig8.png"
 SHEETS = "sheets"

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from sat_udpdiff.ablation.recipes import Arm, choose_arms
 from sat_udpdiff.ablation.scores import FED_BY
 from sat_udpdiff.config import ConfigError
-from sat_udpdiff.config_io import plain
-from sat_udpdiff.config_sources import Setting, build, read_file, read_override
+from sat_udpdiff.config_sources import load_settings, plain
 from sat_udpdiff.evaluation.settings import EvaluationConfig
 from sat_udpdiff.evaluation.settings import check as check_evaluation
 
@@ -89,12 +87,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> AblationConfig:
     Raises:
         ConfigError: One line naming the key, what was expected, what came, and from where.
     """
-    settings: dict[str, Setting] = {}
-    for path in files:
-        settings |= read_file(Path(path), cls=AblationConfig)
-    for override in overrides:
-        settings |= read_override(override, cls=AblationConfig)
-    config = build(AblationConfig, {key: setting.value for key, setting in settings.items()})
+    config = load_settings(AblationConfig, files, overrides)
     _check(config)
     return config
 

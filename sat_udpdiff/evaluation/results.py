@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_loaders.atomic_file import write_atomically
-from sat_udpdiff.config_io import plain
+from sat_udpdiff.config_sources import plain
 from sat_udpdiff.evaluation.measure import Histogram, Score
 from sat_udpdiff.evaluation.run import Cost, Evaluation, Group
 

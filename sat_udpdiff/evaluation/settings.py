@@ -1,18 +1,14 @@
 """All settings of an evaluation: its value files and the words of the command line."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
-
-import yaml
 
 from data_loaders.panda_dense.depth import DepthSettings
 from data_loaders.panda_dense.propagate import PropagateSettings
 from data_loaders.panda_dense.segment import SegmentSettings
 from sat_udpdiff.config import ConfigError, Task
-from sat_udpdiff.config_io import plain
-from sat_udpdiff.config_sources import Setting, build, read_file, read_override
+from sat_udpdiff.config_sources import dump_settings, load_settings
 from sat_udpdiff.evaluation.depth import Align
 from sat_udpdiff.evaluation.fvd import FvdProtocol
 from sat_udpdiff.evaluation.truth_measures import Scored
@@ -160,12 +156,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> EvaluationConfi
     Raises:
         ConfigError: One line naming the key, what was expected, what came, and from where.
     """
-    settings: dict[str, Setting] = {}
-    for path in files:
-        settings |= read_file(Path(path), cls=EvaluationConfig)
-    for override in overrides:
-        settings |= read_override(override, cls=EvaluationConfig)
-    config = build(EvaluationConfig, {key: setting.value for key, setting in settings.items()})
+    config = load_settings(EvaluationConfig, files, overrides)
     check(config)
     return config
 
@@ -173,9 +164,7 @@ def load(files: Sequence[str], overrides: Sequence[str] = ()) -> EvaluationConfi
 def dump(config: EvaluationConfig) -> str:
     """Every value as YAML text, which `load` reads again."""
     head = "# Settings of this evaluation. To use them again: --config evaluation.yaml\n"
-    return head + yaml.safe_dump(
-        plain(asdict(config)), sort_keys=False, allow_unicode=True, width=100
-    )
+    return dump_settings(config, head=head)
 
 
 def check(config: EvaluationConfig) -> None:
