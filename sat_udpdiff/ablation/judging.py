@@ -24,7 +24,7 @@ SETTINGS_FILE = "evaluation.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class StepScores:
     """What an evaluation says of one training at one step."""
 
     scores: Mapping[Task | None, Mapping[str, float]]
@@ -101,7 +101,7 @@ def write_settings(config: AblationConfig, *, output: Path) -> None:
     write_atomically(output / SETTINGS_FILE, content.encode())
 
 
-def read(training: Training, *, step: int) -> Found | None:
+def read(training: Training, *, step: int) -> StepScores | None:
     """The scores of a training at a step; None while they are not there.
 
     Raises:
@@ -113,7 +113,7 @@ def read(training: Training, *, step: int) -> Found | None:
     return found_in(read_results(path), training=training)
 
 
-def found_in(evaluations: list[Evaluation], *, training: Training) -> Found:
+def found_in(evaluations: list[Evaluation], *, training: Training) -> StepScores:
     """The scores of an evaluation by task, and what it could not judge."""
     scores: dict[Task | None, dict[str, float]] = {}
     failures: dict[str, str] = {}
@@ -130,4 +130,4 @@ def found_in(evaluations: list[Evaluation], *, training: Training) -> Found:
             for measure, videos in group.exclusions.items():
                 reason = next(iter(videos.values()))
                 failures[f"{name}, {measure}, {len(videos)} videos left out"] = reason
-    return Found(scores=scores, failures=failures)
+    return StepScores(scores=scores, failures=failures)

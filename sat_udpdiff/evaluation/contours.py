@@ -63,7 +63,7 @@ def region_and_contour(
         found_id = -1 if column is None else int(shared.found_ids[column])
         true_id = int(shared.true_ids[row])
         frames = zip(truth, found, strict=True)
-        contours.append(np.mean([boundary_f(t == true_id, f == found_id) for t, f in frames]))
+        contours.append(np.mean([contour_f(t == true_id, f == found_id) for t, f in frames]))
     return RegionAndContour(region=float(np.mean(regions)), contour=float(np.mean(contours)))
 
 
@@ -76,7 +76,7 @@ def _region(shared: Overlaps, *, row: int, column: int | None) -> float:
     return float(np.where(union > 0, both / np.maximum(union, 1), 1.0).mean())
 
 
-def boundary_f(truth: Bool[np.ndarray, "h w"], found: Bool[np.ndarray, "h w"]) -> float:
+def contour_f(truth: Bool[np.ndarray, "h w"], found: Bool[np.ndarray, "h w"]) -> float:
     """F of the boundaries of two masks, 0..1; 1 where both are empty, 0 where one is."""
     of_truth, of_found = boundary(truth), boundary(found)
     if not of_truth.any() or not of_found.any():

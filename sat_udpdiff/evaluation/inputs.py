@@ -60,8 +60,8 @@ def check_counts(
             if measure.compares_with_references and references < max(1, least):
                 raise ValueError(
                     f"reference: {measure.name} compares with {max(1, least)} or more real clips, "
-                    f"got {references}; name a larger set (--reference, reference.count), or leave "
-                    "it out of measures"
+                    f"got {references}; name a larger set (reference.shards, reference.count), or "
+                    "leave it out of measures"
                 )
 
 
@@ -119,8 +119,8 @@ def reference_shards(settings: ReferenceSettings) -> Path | str:
     """
     if not settings.shards:
         raise ValueError(
-            "--reference: expected a folder of shards (a data set's held-out split), whose "
-            "captions are the prompts; others: prompts.source=world or file"
+            "reference.shards (--reference): expected a folder of shards (a data set's held-out "
+            "split), whose captions are the prompts; others: prompts.source=world or file"
         )
     return held_out_shards(settings.shards)
 

@@ -1,9 +1,10 @@
 """Measures of the tiny world: the formulas of the real ones, by the eyes of its own judge.
 
 Their scores begin with `tiny_` and compare videos of the simple world at 9 x 32 x 48 with each
-other. Two limits to know. Consistency and smoothness are best for a video in which nothing moves,
-as VBench's are; only the distance from true clips tells such a video from a good one. And things of
-one colour are one entity to the judge.
+other. Three limits to know. Consistency and smoothness are best for a video in which nothing moves,
+as VBench's are; only the distance from true clips tells such a video from a good one. A frame in
+which the judge sees no thing is like no other: its subject consistency is 0. And things of one
+colour are one entity to the judge.
 """
 
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ class _ClipEyes:
         return self._eyes.see(rgb).clip_features
 
 
-class Judged(Measure):
+class TinyMeasure(Measure):
     """A measure whose scores are the tiny world's own, and say so.
 
     Args:
@@ -144,7 +145,7 @@ def single_measures(eyes: Eyes) -> list[Measure]:
     Depth is scored where the truth is above .001: of the wall, which is 0, no ratio is right.
     """
     return [
-        Judged(measure)
+        TinyMeasure(measure)
         for measure in (
             SubjectConsistency(_FrameEyes(eyes, part="subject")),
             BackgroundConsistency(_FrameEyes(eyes, part="background")),
@@ -157,4 +158,4 @@ def single_measures(eyes: Eyes) -> list[Measure]:
 
 def distance(eyes: Eyes, *, settings: FvdSettings) -> Measure:
     """The Frechet distance from true clips, by the judge's features of whole clips."""
-    return Judged(Fvd(_ClipEyes(eyes), protocol=None, settings=settings))
+    return TinyMeasure(Fvd(_ClipEyes(eyes), protocol=None, settings=settings))

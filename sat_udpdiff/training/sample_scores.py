@@ -11,7 +11,7 @@ from sat_udpdiff.generation import GeneratedSample
 
 
 @dataclass(kw_only=True, slots=True)
-class Judged:
+class Findings:
     """What the measures made of one rank's videos; small, so that ranks can exchange it."""
 
     features: dict[tuple[str, Task | None], dict[str, Features]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class SampleScores:
                 )
         self._measures, self._fps = tuple(measures), fps
 
-    def judge(self, sample: GeneratedSample, *, name: str, judged: Judged) -> None:
+    def judge(self, sample: GeneratedSample, *, name: str, findings: Findings) -> None:
         """Add what each measure sees in a sample; a measure that fails leaves a message."""
         video = ArrayVideo.of_sample(sample, name=name, fps=self._fps)
         for measure in self._measures:
@@ -50,13 +50,13 @@ class SampleScores:
             try:
                 features = measure.features(video)
             except UnusableError as error:
-                judged.excluded.append(f"{measure.name} left {name} out: {error}")
+                findings.excluded.append(f"{measure.name} left {name} out: {error}")
             except Exception as error:  # the other measures, and the run, go on
-                judged.failures.append(f"{measure.name} of {name}: {_describe(error)}")
+                findings.failures.append(f"{measure.name} of {name}: {_describe(error)}")
             else:
-                judged.features.setdefault((measure.name, sample.task), {})[name] = features
+                findings.features.setdefault((measure.name, sample.task), {})[name] = features
 
-    def join(self, shares: Sequence[Judged]) -> tuple[dict[str, float | None], list[str]]:
+    def join(self, shares: Sequence[Findings]) -> tuple[dict[str, float | None], list[str]]:
         """Scores of all ranks' videos, `subject_consistency_depth`, and what failed.
 
         The number of exclusions is among them where there are measures; None is a score that is

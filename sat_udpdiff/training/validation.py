@@ -19,7 +19,7 @@ from sat_udpdiff.evaluation.settings import load
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.fixed_noise import FixedNoiseLosses
-from sat_udpdiff.training.sample_scores import Judged, SampleScores
+from sat_udpdiff.training.sample_scores import Findings, SampleScores
 from sat_udpdiff.training.sample_videos import SampleVideos
 
 _log = logging.getLogger(__name__)
@@ -88,19 +88,19 @@ class Validation:
     def _show(
         self, network: nn.Module, step: int, *, videos: SampleVideos, found: ValidationReport
     ) -> None:
-        judged = Judged()
+        findings = Findings()
 
         def make() -> None:
             for name, sample in videos(network, step):
                 if self._scores is not None:
-                    self._scores.judge(sample, name=name, judged=judged)
+                    self._scores.judge(sample, name=name, findings=findings)
 
         _, reasons = self._on_all_ranks(make)
         found.failures += [f"sample videos failed: {reason}" for reason in reasons]
         if self._scores is None:
             return
         # Of all that were made, also where a rank did not get to its last one.
-        shares = ranks.gather(judged, place=self._place)
+        shares = ranks.gather(findings, place=self._place)
         found.notes += [text for share in shares for text in share.excluded]
         values, failures = self._scores.join(shares)
         found.values |= values

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from sat_udpdiff.evaluation.contours import boundary, boundary_f, region_and_contour
+from sat_udpdiff.evaluation.contours import boundary, contour_f, region_and_contour
 from sat_udpdiff.evaluation.overlap import match_entities, overlaps
 from tests.evaluation.id_clips import bars, discs, disturbed
 
@@ -72,10 +72,10 @@ def test_boundary_of_a_square() -> None:
 def test_boundaries_within_the_bound() -> None:
     truth = np.zeros((100, 150), bool)  # a diagonal of 180: 2 pixels
     truth[30:60, 40:80] = True
-    assert boundary_f(truth, np.roll(truth, 2, axis=1)) == 1
-    assert boundary_f(truth, np.roll(truth, 3, axis=1)) < 0.7
-    assert boundary_f(truth, np.zeros_like(truth)) == 0
-    assert boundary_f(truth & False, truth & False) == 1
+    assert contour_f(truth, np.roll(truth, 2, axis=1)) == 1
+    assert contour_f(truth, np.roll(truth, 3, axis=1)) < 0.7
+    assert contour_f(truth, np.zeros_like(truth)) == 0
+    assert contour_f(truth & False, truth & False) == 1
 
 
 def test_what_is_not_found_scores_only_where_it_is_absent() -> None:

@@ -299,7 +299,7 @@ def test_a_dry_run_names_what_is_missing(
         (["--samples", "empty"], "--output: expected a folder, got nothing"),
         (["--load", "nothing", "--output", "out"], "--load: nothing lies at nothing"),
         (["--load", "tiny", "--output", "out"], "--base: expected configuration files"),
-        (["--load", "CKPT", "--output", "out"], "--reference: expected a folder of shards"),
+        (["--load", "CKPT", "--output", "out"], "(--reference): expected a folder of shards"),
         (["--load", "CKPT", "--output", "out", "--reference", "empty"], "manifest.json"),
         (["--load", "CKPT", "--output", "out", "--network", "data.fsp=3"], "data.fsp"),
         (["--samples", "s", "--output", "out", "--config", "none.yaml"], "none.yaml"),

@@ -1,6 +1,7 @@
 """The run: scores by task, restart, processes that share the work, and bad videos."""
 
 import multiprocessing
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sat_udpdiff.evaluation.measure import Features, Measure, NoRoomError, Score
 from sat_udpdiff.evaluation.run import NO_MAP, READING, Evaluation, evaluate
 from sat_udpdiff.evaluation.videos import samples_in
 from tests.evaluation.conftest import Agreement, Brightness, Motion, Shift
+from tests.evaluation.loose_video import LooseVideo
 
 RNG = np.random.default_rng(0)
 
@@ -117,6 +119,28 @@ def test_a_video_is_read_once_for_all_measures(call: Callable[..., Evaluation]) 
     videos = [Counting(name=name, frames=array_video(name).frames) for name in "ab"]
     call(videos, measures=[Brightness(), Motion(), Shift()], references=[array_video("r")])
     assert [video.reads for video in videos] == [1, 1]
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(call: Callable[..., Evaluation]) -> None:
+    size = (4, 256, 512, 3)
+
+    class Rendered(LooseVideo):
+        def rgb(self) -> np.ndarray:
+            return np.full(size, int(self.digest), np.uint8)
+
+    def peak(numbers: range) -> int:
+        videos = [Rendered(frames=None, name=str(n), digest=str(n)) for n in numbers]
+        half = len(videos) // 2
+        tracemalloc.start()
+        call(videos[:half], measures=[Brightness(), Motion(), Shift()], references=videos[half:])
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    few, many = peak(range(4)), peak(range(4, 64))
+    # More than a video, so that frames are seen by the tracing; no video more for 56 of them.
+    assert few > np.prod(size)
+    assert many < few + np.prod(size) / 2
 
 
 def test_measures_cannot_change_what_others_see(call: Callable[..., Evaluation]) -> None:
