@@ -154,11 +154,8 @@ def test_damaged_results_are_made_again(tmp_path, caplog) -> None:
     before = truth.entities(RGB)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:100])
-    assert np.array_equal(truth.entities(RGB), before)
-    assert "made again" in caplog.text
-    assert np.array_equal(
-        PipelineEntities(first, propagate=then, device=CPU, folder=tmp_path).entities(RGB), before
-    )
+    np.testing.assert_array_equal(truth.entities(RGB), before)
+    assert "made again" in caplog.text and kept.stat().st_size > 100
 
 
 def test_a_clip_that_its_model_cannot_label_is_unusable(weights, monkeypatch) -> None:
