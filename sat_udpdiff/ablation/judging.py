@@ -58,8 +58,10 @@ def check(config: AblationConfig, *, data: DataConfig, output: Path) -> None:
     try:
         prompts = len(find_prompts(chosen, fit=fit))
         references = len(find_references(chosen.reference, fit=fit).videos)
-        judged = dict.fromkeys(task for arm in chosen_arms(config) for task in arm.judged)
-        tasks: list[Task | None] = [task for task in judged for _ in range(prompts)]
+        judged: set[Task | None] = set()
+        for arm in chosen_arms(config):
+            judged |= set(arm.judged)
+        tasks = [task for task in judged for _ in range(prompts)]
         check_counts(tasks, references=references, measures=measures)
     except ValueError as error:
         raise ConfigError(f"evaluation.{error}") from error
