@@ -58,11 +58,10 @@ def check(config: AblationConfig, *, data: DataConfig, output: Path) -> None:
     try:
         prompts = len(find_prompts(chosen, fit=fit))
         references = len(find_references(chosen.reference, fit=fit).videos)
-        judged: set[Task | None] = set()
+        tasks: list[Task | None] = []
         for arm in chosen_arms(config):
-            judged |= set(arm.judged)
-        tasks = [task for task in judged for _ in range(prompts)]
-        check_counts(tasks, references=references, measures=measures)
+            tasks.extend(task for task in arm.judged if task not in tasks)
+        check_counts(tasks * prompts, references=references, measures=measures)
     except ValueError as error:
         raise ConfigError(f"evaluation.{error}") from error
 
