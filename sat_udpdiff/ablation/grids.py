@@ -110,6 +110,7 @@ def facts_grids(score_facts: Mapping[str, Mapping[str, object]]) -> Iterator[Gri
     rows = tuple(
         (name, ", ".join(f"{key}={value}" for key, value in facts.items()))
         for name, facts in score_facts.items()
+        if facts
     )
     if rows:
         yield Grid(title="What the scores depend on", head=("score", "facts"), rows=rows)
