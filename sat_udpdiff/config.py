@@ -22,6 +22,9 @@ Guidance = Literal["constant", "dynamic_released", "dynamic_step"]
 LoraTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 """Linears of a block that can get adapters, by the names that diffusers and peft give them."""
 
+GLOBAL_BATCH = "global_batch"
+"""In `run.allow_changes`: samples per optimizer step, which is no setting but follows from some."""
+
 FAMILIES = ("tiny", "2b", "5b", "1.5-5b")
 
 
@@ -260,7 +263,16 @@ class CheckpointConfig:
 
     every_steps: int = 500
     keep_last: int = 2
-    """Older checkpoints are deleted after a newer one is complete; 0 = keep all."""
+    """Older checkpoints are deleted when so many complete ones are there; 0 = keep all."""
+    keep_every: int = 0
+    """Checkpoints of these steps (multiples) are never deleted; 0 = none. A multiple of
+    every_steps."""
+    asynchronous: bool = True
+    """Files are written while training goes on, and a checkpoint counts at the end of the step in
+    which the last of them is on the disk. Ranks hold what they write in host memory until then: 4
+    bytes per trained number, for each of the 3 to 4 files that falls to a rank. Off, and where
+    memory is short, training waits, and a rank holds one file at a time. Either way the bytes are
+    the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,6 +343,10 @@ class RunConfig:
 
     output: str = ""
     """Run folder: config.yaml, metrics.jsonl, checkpoints/; required for training."""
+    allow_changes: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint that the run goes on from, though they
+    alter training: [optimizer.lr]. `global_batch` stands for the samples per step over all
+    ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

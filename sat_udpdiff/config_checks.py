@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import NoReturn, get_args
 
 from sat_udpdiff.config import (
+    GLOBAL_BATCH,
     TASKS,
     Config,
     ConfigError,
@@ -17,6 +18,7 @@ from sat_udpdiff.config import (
     follows_fixed_noise,
     makes_sample_videos,
 )
+from sat_udpdiff.config_sources import setting_types
 from sat_udpdiff.config_values import hint
 
 __all__ = ["check_device", "notes", "require", "validate"]
@@ -41,7 +43,8 @@ _AT_LEAST_ZERO = (
     "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
     "diffusion.dense_loss_weight", "optimizer.weight_decay",
     "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
-    "checkpoint.keep_last", "log.heartbeat_seconds", "validation.every_steps",
+    "checkpoint.keep_last", "checkpoint.keep_every", "log.heartbeat_seconds",
+    "validation.every_steps",
     "sample.guidance_scale",
 )  # fmt: skip
 _ABOVE_ZERO = (
@@ -74,6 +77,7 @@ def validate(config: Config) -> None:
     _check_task_signal(config)
     _check_sampling(config)
     _check_validation(config)
+    _check_run(config)
 
 
 def require(config: Config, *keys: str) -> None:
@@ -370,6 +374,18 @@ def _check_validation(config: Config) -> None:
             expected=expected,
             got=validation.evaluation,
         )
+
+
+def _check_run(config: Config) -> None:
+    every, keep = config.checkpoint.every_steps, config.checkpoint.keep_every
+    if keep % every:
+        expected = f"a multiple of checkpoint.every_steps={every}, or 0"
+        _fail("checkpoint.keep_every", "checkpoint.every_steps", expected=expected, got=keep)
+    known = (*setting_types(), GLOBAL_BATCH)
+    for key in config.run.allow_changes:
+        if key not in known:
+            expected = f"settings, such as optimizer.lr{hint(key, known)}"
+            _fail("run.allow_changes", expected=expected, got=key)
 
 
 def _check(config: Config, key: str, *, expected: str, is_right: bool) -> None:

@@ -20,6 +20,7 @@ from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
+from sat_udpdiff.training.run_lock import RunLock, hold
 from sat_udpdiff.training.run_log import log_by_rank
 from sat_udpdiff.training.setup import (
     build_engine,
@@ -27,6 +28,7 @@ from sat_udpdiff.training.setup import (
     find_resume_point,
     load_encoders,
     restore_or_start,
+    say,
 )
 from sat_udpdiff.training.validation import make_validation
 from sat_udpdiff.weights.beside import frozen_beside
@@ -49,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = init_distributed()
         log_by_rank(place)
         check_device(config, device=place.device.type)
-        train(config, place=place)
+        with hold(Path(config.run.output), place=place, tell=say) as lock:
+            train(config, place=place, lock=lock)
     except (ValueError, OSError, TrainingError) as error:
         # The user's to mend: one line, no traceback.
         sys.stderr.write(f"train.py: {error}\n")
@@ -70,8 +73,8 @@ def show_plan(config: Config, *, options: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
-def train(config: Config, *, place: Place) -> None:
-    """One run, from where it stands to its end."""
+def train(config: Config, *, place: Place, lock: RunLock | None) -> None:
+    """One run, from where it stands to its end; `lock` holds its folder, on the first rank."""
     output = Path(config.run.output)
     resume_point = find_resume_point(config, place=place)
     check_weights(config, place=place, resume_point=resume_point)
@@ -99,6 +102,7 @@ def train(config: Config, *, place: Place) -> None:
         schedule=make_schedule(config.diffusion).to(place.device),
         state=state,
         ema=ema,
+        lock=lock,
     )
     with data:
         run(trainer, data, validate=validation)

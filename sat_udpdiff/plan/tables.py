@@ -87,9 +87,10 @@ def describe_run(
 
 def describe_checkpoint(config: Config, *, sizes: Sizes) -> str:
     """Size of a checkpoint, and of all that lie on the disk at once."""
-    keep = config.checkpoint.keep_last
+    keep, every = config.checkpoint.keep_last, config.checkpoint.keep_every
+    saves = max(1, config.train.steps // config.checkpoint.every_steps)
     # The oldest is deleted when the newest is complete.
-    count = keep + 1 if keep else max(1, config.train.steps // config.checkpoint.every_steps)
+    count = min(saves, keep + 1 + (config.train.steps // every if every else 0)) if keep else saves
     size = sizes.checkpoint_bytes / 1e9
     return (
         f"{size:,.2f} GB, of which the network {sizes.network_bytes / 1e9:,.2f} GB; "

@@ -21,12 +21,14 @@ from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.generation import Encoders
-from sat_udpdiff.training import checkpoint, ranks
+from sat_udpdiff.training import ranks
+from sat_udpdiff.training.checkpoint import Saver
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.example import DiffusionExample, example_loss, make_example
 from sat_udpdiff.training.metrics import Meter, Stopwatch, measure, split_meters
 from sat_udpdiff.training.optimizer import learning_rate
+from sat_udpdiff.training.run_lock import RunLock
 from sat_udpdiff.training.run_log import EVENTS_FILE, RunLog
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
@@ -65,6 +67,8 @@ class Trainer:
     schedule: NoiseSchedule
     state: TrainState
     ema: EMA | None = None
+    lock: RunLock | None = None
+    """On the first rank: that the run folder is this run's, which no checkpoint is made without."""
     stop_signal: str = ""
     """Name of the signal that asked for the end; set by its handler."""
     forward_clock: ForwardClock = field(init=False)
@@ -216,24 +220,33 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     timed, watch = TimedBatches(batches), Stopwatch()
     log = RunLog(config, place=trainer.place, step=state.step)
     status: Status = "failed"
+    guard = trainer.lock.check if trainer.lock else lambda: None
+    saver = Saver(config, place=trainer.place, guard=guard, tell=log.tell)
     try:
         with _stop_on_signals(trainer):
             while state.step < config.train.steps:
                 report = train_step(trainer, timed)
+                saver.poll()
                 _account(trainer, report, meter=meter, log=log)
                 watch.add(data_wait_seconds=timed.take_seconds())
                 is_end = report.is_asked_to_stop or state.step == config.train.steps
                 if _is_due(state.step, config.log.every_steps) or state.step == config.train.steps:
                     _write(trainer, report, meter=meter, watch=watch, data=timed, log=log)
                 if is_end or _is_due(state.step, config.checkpoint.every_steps):
-                    _save(trainer, meter)
+                    _save(trainer, meter, saver=saver)
+                if is_end:
+                    saver.finish()
                 if validate is not None and _is_due(state.step, config.validation.every_steps):
                     _validate(trainer, validate, watch=watch, log=log)
                 if report.is_asked_to_stop:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
         status = "finished" if state.step >= config.train.steps else "stopped"
+    except TrainingError:
+        saver.finish()  # all ranks are here
+        raise
     finally:
+        saver.close()
         log.close(status)
 
 
@@ -327,16 +340,10 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
     damage.check()
 
 
-def _save(trainer: Trainer, meter: Meter) -> None:
+def _save(trainer: Trainer, meter: Meter, *, saver: Saver) -> None:
     trainer.state.meters = ranks.gather(meter.row(), place=trainer.place)
     trainer.state.spike_watch = trainer.spikes.state()
-    checkpoint.save(
-        trainer.engine,
-        ema=trainer.ema,
-        state=trainer.state,
-        config=trainer.config,
-        place=trainer.place,
-    )
+    saver.save(trainer.engine, ema=trainer.ema, state=trainer.state)
 
 
 def _validate(trainer: Trainer, validate: Validator, *, watch: Stopwatch, log: RunLog) -> None:
