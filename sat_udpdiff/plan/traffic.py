@@ -94,21 +94,17 @@ def _stage_3(config: Config, parameters: Parameters, *, sent: int, kept: int) ->
     moved = parameters.total - parameters.small
     again = float(max(0, moved - kept))
 
-    def of(what: str, kind: Kind, size: float, beside: Beside) -> Exchange:
+    def of(what: str, *, kind: Kind, size: float, beside: Beside) -> Exchange:
         times = 1 if beside == "nothing" else train.accumulation_steps
         return Exchange(what=what, kind=kind, among="zero", size=size, times=times, beside=beside)
 
-    weights = f"weights, {train.precision}"
+    weights, gradients = f"weights, {train.precision}", f"gradients, {_name(sent, config)}"
+    reduced, small = float(sent * parameters.trained), float(width * parameters.small)
     found = [
-        of(weights, "all-gather", float(width * moved), "forward"),
-        of(f"{weights}, again", "all-gather", width * again, "backward"),
-        of(
-            f"gradients, {_name(sent, config)}",
-            "reduce-scatter",
-            float(sent * parameters.trained),
-            "backward",
-        ),
-        of(f"small {weights}", "all-gather", float(width * parameters.small), "nothing"),
+        of(weights, kind="all-gather", size=float(width * moved), beside="forward"),
+        of(f"{weights}, again", kind="all-gather", size=width * again, beside="backward"),
+        of(gradients, kind="reduce-scatter", size=reduced, beside="backward"),
+        of(f"small {weights}", kind="all-gather", size=small, beside="nothing"),
     ]
     return [exchange for exchange in found if exchange.size]
 
