@@ -1,12 +1,9 @@
 """The training loop: one optimizer step, and everything around it."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +20,11 @@ from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.example import DiffusionExample, example_loss, make_example
+from sat_udpdiff.training.hang_watch import HangWatch
 from sat_udpdiff.training.metrics import Meter, RunLog, Stopwatch, measure, split_meters
 from sat_udpdiff.training.optimizer import learning_rate
 from sat_udpdiff.training.state import TrainState
+from sat_udpdiff.training.stopping import StopRequest
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
 from sat_udpdiff.training.validation import ValidationReport
 
@@ -61,8 +60,7 @@ class Trainer:
     schedule: NoiseSchedule
     state: TrainState
     ema: EMA | None = None
-    stop_signal: str = ""
-    """Name of the signal that asked for the end; set by its handler."""
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def global_batch(self) -> int:
@@ -107,7 +105,7 @@ def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
         losses.append(terms.total.detach())
         keys += batch.keys
     is_finite = torch.cat(losses).isfinite().tolist()
-    flags = [not all(is_finite), bool(trainer.stop_signal)]
+    flags = [not all(is_finite), bool(trainer.stop.name)]
     is_bad, is_asked_to_stop = ranks.any_rank(flags, place=trainer.place)
     lr = learning_rate(state.step, config=config.optimizer, total_steps=config.train.steps)
     has_moved = engine.step(lr=lr, skip=is_bad)
@@ -172,16 +170,20 @@ class TimedBatches:
         return seconds
 
 
-def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> None:
+def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> bool:
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
-    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return.
+    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return. A run that stands
+    still for `run.hang_minutes` ends the process, with the stack of every rank.
 
     Args:
         trainer: Restored to where the run stands.
         batches: Beginning with sample number `trainer.state.samples_seen`.
         validate: What is done every `validation.every_steps`; what goes wrong in it is reported
             and never ends the run.
+
+    Returns:
+        Whether all steps are done; if not, the same command goes on.
 
     Raises:
         TrainingError: More than `train.max_bad_steps` steps were not finite.
@@ -193,7 +195,10 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     timed, watch = TimedBatches(batches), Stopwatch()
     log = RunLog(config, place=trainer.place, step=state.step)
     try:
-        with _stop_on_signals(trainer):
+        with (
+            trainer.stop.noted(),
+            HangWatch(minutes=config.run.hang_minutes, place=trainer.place) as hang,
+        ):
             while state.step < config.train.steps:
                 report = train_step(trainer, timed)
                 _account(trainer, report, meter=meter, log=log)
@@ -203,13 +208,16 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                     _write(trainer, report, meter=meter, watch=watch, data=timed, log=log)
                 if is_end or _is_due(state.step, config.checkpoint.every_steps):
                     _save(trainer, meter)
+                hang.beat()
                 if validate is not None and _is_due(state.step, config.validation.every_steps):
-                    _validate(trainer, validate, watch=watch, log=log)
-                if report.is_asked_to_stop:
+                    with hang.paused():
+                        _validate(trainer, validate, watch=watch, log=log)
+                if report.is_asked_to_stop and state.step < config.train.steps:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
     finally:
         log.close()
+    return state.step >= config.train.steps
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -301,21 +309,3 @@ def _validate(trainer: Trainer, validate: Validator, *, watch: Stopwatch, log: R
         log.tell(f"step {state.step}: {message}")
     if report.values:
         log.write_validation(report.values, step=state.step, seconds=report.seconds)
-
-
-@contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let signals set `trainer.stop_signal` and not kill the process, as a second Ctrl-C does."""
-
-    def note(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-        trainer.stop_signal = signal.Signals(number).name
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

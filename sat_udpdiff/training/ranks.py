@@ -35,6 +35,12 @@ def send_from_first(values: Tensor, *, place: Place) -> None:
         dist.broadcast(values, src=0)
 
 
+def wait_for_all(*, place: Place) -> None:
+    """Go on when every rank has come here."""
+    if place.world_size > 1:
+        dist.barrier()
+
+
 def sum_over_ranks(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The sum over all ranks, the same on each; `values` itself is not changed."""
     total = values.clone()
