@@ -74,11 +74,11 @@ forward() {
 
 # Queue this job again, or say what to type.
 requeue() {
+    # Said before: where it works, Slurm ends this shell.
+    say "stopped and saved; asking Slurm to queue the job again"
     if scontrol requeue "$SLURM_JOB_ID"; then
-        say "stopped and saved; queued again"
-        # Slurm is about to end this shell.
         exit 0
     fi
-    say "stopped and saved, but the job cannot be queued again (sbatch --requeue). To go on, type:"
+    say "Slurm does not queue it again (sbatch --requeue, and the cluster, allow it). To go on, type:"
     echo "    $1"
 }

@@ -91,7 +91,7 @@ def init_distributed(
     place, facts = find_place(device=device)
     if dist.is_initialized():
         return place
-    if facts.launcher == "mpi" and not os.environ.get("MASTER_ADDR"):
+    if facts.launcher == "mpi" and facts.world_size > 1 and not os.environ.get("MASTER_ADDR"):
         facts = _agree_by_mpi(facts)
     is_gpu = place.device.type != "cpu"
     # deepspeed moves to the GPU that LOCAL_RANK names, hence the index and not our own rank.

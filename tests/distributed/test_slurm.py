@@ -118,7 +118,7 @@ def test_time_limit_and_lost_node_leave_the_run_as_it_was(unbroken, cluster, sma
     stopped = re.search(r"stopped by a signal after step (\d+) and saved", job.text())
     assert stopped is not None, job.text()
     assert 2 <= int(stopped[1]) < 5, "between two checkpoints that are due anyway"
-    assert "queued again" in job.text()
+    assert "asking Slurm to queue the job again" in job.text()
     # A job that is queued again keeps its time limit.
     cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
 
