@@ -247,6 +247,9 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Samples per rank and forward."""
     accumulation_steps: int = 1
+    global_batch: int = 0
+    """Samples per step over all ranks. 0: whatever micro_batch_size x accumulation_steps x ranks
+    makes; else accumulation_steps is set to keep it on any number of ranks that divides it."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 2
     reduce_bucket_elements: int = 200_000_000
@@ -347,6 +350,13 @@ class RunConfig:
     """Settings that may differ from those of the checkpoint that the run goes on from, though they
     alter training: [optimizer.lr]. `global_batch` stands for the samples per step over all
     ranks."""
+    preflight: bool = True
+    """Before the first step all machines are compared, and asked for what the run needs. false: for
+    machines that are meant to differ."""
+    hang_minutes: float = 20.0
+    """Without a finished step for so long every rank prints its stack and the run ends, so that it
+    can be started again; longer than the slowest step and save. 0 = never. Validation is left out;
+    ranks wait for each other for 10 minutes more than this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

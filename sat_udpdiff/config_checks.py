@@ -6,6 +6,7 @@ Every message names the key first, then what was expected and what came.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from operator import attrgetter
 from typing import NoReturn, get_args
 
@@ -21,7 +22,7 @@ from sat_udpdiff.config import (
 from sat_udpdiff.config_sources import setting_types
 from sat_udpdiff.config_values import hint
 
-__all__ = ["check_device", "notes", "require", "validate"]
+__all__ = ["check_device", "keep_global_batch", "notes", "require", "validate"]
 
 _WHAT_IT_IS = {
     "data.shards": "the folder of shards to read",
@@ -43,9 +44,8 @@ _AT_LEAST_ZERO = (
     "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
     "diffusion.dense_loss_weight", "optimizer.weight_decay",
     "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
-    "checkpoint.keep_last", "checkpoint.keep_every", "log.heartbeat_seconds",
-    "validation.every_steps",
-    "sample.guidance_scale",
+    "train.global_batch", "checkpoint.keep_last", "checkpoint.keep_every",
+    "log.heartbeat_seconds", "validation.every_steps", "sample.guidance_scale", "run.hang_minutes",
 )  # fmt: skip
 _ABOVE_ZERO = (
     "model.spatial_interpolation", "init.dense_scale", "codec.scale_factor", "diffusion.snr_shift",
@@ -92,6 +92,34 @@ def check_device(config: Config, *, device: str) -> None:
     """Raise ConfigError when the training precision does not exist on `device` (its type)."""
     if config.train.precision == "fp16" and device == "cpu":
         _fail("train.precision", expected="fp32 or bf16 on a CPU", got="fp16")
+
+
+def keep_global_batch(config: Config, *, ranks: int) -> Config:
+    """The configuration whose `accumulation_steps` make `train.global_batch` of so many ranks.
+
+    Args:
+        config: Comes back as it is where no global batch is asked for.
+        ranks: That see samples of their own.
+
+    Raises:
+        ConfigError: It cannot be made of them; names the nearest that can.
+    """
+    train = config.train
+    at_a_time = train.micro_batch_size * ranks
+    if train.global_batch % at_a_time:
+        below = train.global_batch // at_a_time * at_a_time
+        nearest = f"{below}, {below + at_a_time}" if below else f"{at_a_time}"
+        _fail(
+            "train.global_batch",
+            "train.micro_batch_size",
+            expected=f"a multiple of {at_a_time} = {train.micro_batch_size} "
+            f"(train.micro_batch_size) x {ranks} ranks (nearest: {nearest})",
+            got=train.global_batch,
+        )
+    if not train.global_batch:
+        return config
+    steps = train.global_batch // at_a_time
+    return replace(config, train=replace(train, accumulation_steps=steps))
 
 
 def notes(config: Config) -> list[str]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 from sat_udpdiff.config import Config
+from sat_udpdiff.config_checks import keep_global_batch
 from sat_udpdiff.config_io import dump_config, notes
 from sat_udpdiff.distributed import read_launch_facts
 from sat_udpdiff.plan.memory import Memory, estimate_memory
@@ -49,6 +50,7 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
         ValueError: The codec does not fit the configuration.
     """
     launched = read_launch_facts(os.environ).world_size
+    config = keep_global_batch(config, ranks=launched)
     sizes = derive_sizes(config)
     columns = sorted(set(world_sizes or {1, 8, launched}))
     parts = [

@@ -1,14 +1,11 @@
 """The training loop: one optimizer step, and everything around it."""
 
 import math
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +23,13 @@ from sat_udpdiff.training.checkpoint import Saver
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.example import DiffusionExample, example_loss, make_example
+from sat_udpdiff.training.hang_watch import HangWatch
 from sat_udpdiff.training.metrics import Meter, Stopwatch, measure, split_meters
 from sat_udpdiff.training.optimizer import learning_rate
 from sat_udpdiff.training.run_lock import RunLock
 from sat_udpdiff.training.run_log import EVENTS_FILE, RunLog
 from sat_udpdiff.training.state import TrainState
+from sat_udpdiff.training.stopping import StopRequest
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
 from sat_udpdiff.training.validation import ValidationReport
 from sat_udpdiff.training.watch import ForwardClock, SpikeWatch, Status, find_lag
@@ -69,8 +68,7 @@ class Trainer:
     ema: EMA | None = None
     lock: RunLock | None = None
     """On the first rank: that the run folder is this run's, which no checkpoint is made without."""
-    stop_signal: str = ""
-    """Name of the signal that asked for the end; set by its handler."""
+    stop: StopRequest = field(default_factory=StopRequest)
     forward_clock: ForwardClock = field(init=False)
     spikes: SpikeWatch = field(init=False)
 
@@ -129,7 +127,7 @@ def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
         keys += batch.keys
     samples = list(zip(keys, torch.cat(losses).tolist(), strict=True))
     finite = [loss for _, loss in samples if math.isfinite(loss)]
-    words = map(float, (len(finite), len(samples), math.fsum(finite), bool(trainer.stop_signal)))
+    words = map(float, (len(finite), len(samples), math.fsum(finite), bool(trainer.stop.name)))
     num_finite, count, total, num_asked_to_stop = ranks.sums([*words], place=trainer.place)
     is_bad = num_finite < count
     lr = learning_rate(state.step, config=config.optimizer, total_steps=config.train.steps)
@@ -199,16 +197,20 @@ class TimedBatches:
         return seconds
 
 
-def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> None:
+def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> bool:
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
-    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return.
+    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return. A run that stands
+    still for `run.hang_minutes` ends the process, with the stack of every rank.
 
     Args:
         trainer: Restored to where the run stands.
         batches: Beginning with sample number `trainer.state.samples_seen`.
         validate: What is done every `validation.every_steps`; what goes wrong in it is reported
             and never ends the run.
+
+    Returns:
+        Whether all steps are done; if not, the same command goes on.
 
     Raises:
         TrainingError: More than `train.max_bad_steps` steps in a row were not finite.
@@ -223,7 +225,10 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     guard = trainer.lock.check if trainer.lock else lambda: None
     saver = Saver(config, place=trainer.place, guard=guard, tell=log.tell)
     try:
-        with _stop_on_signals(trainer):
+        with (
+            trainer.stop.noted(),
+            HangWatch(minutes=config.run.hang_minutes, place=trainer.place) as hang,
+        ):
             while state.step < config.train.steps:
                 report = train_step(trainer, timed)
                 saver.poll()
@@ -236,9 +241,11 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                     _save(trainer, meter, saver=saver)
                 if is_end:
                     saver.finish()
+                hang.beat()
                 if validate is not None and _is_due(state.step, config.validation.every_steps):
-                    _validate(trainer, validate, watch=watch, log=log)
-                if report.is_asked_to_stop:
+                    with hang.paused():
+                        _validate(trainer, validate, watch=watch, log=log)
+                if report.is_asked_to_stop and state.step < config.train.steps:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
         status = "finished" if state.step >= config.train.steps else "stopped"
@@ -248,6 +255,7 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     finally:
         saver.close()
         log.close(status)
+    return state.step >= config.train.steps
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -356,21 +364,3 @@ def _validate(trainer: Trainer, validate: Validator, *, watch: Stopwatch, log: R
         log.tell(f"step {state.step}: {message}")
     if report.values:
         log.write_validation(report.values, step=state.step, seconds=report.seconds)
-
-
-@contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let signals set `trainer.stop_signal` and not kill the process, as a second Ctrl-C does."""
-
-    def note(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-        trainer.stop_signal = signal.Signals(number).name
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
