@@ -58,9 +58,9 @@ def check_changes(
             )
     free = [*_FREE, *_free_steps(now)]
     altering = {key: change for key, change in changes.items() if not _is_among(key, free)}
-    batches = tuple(map(_global_batch, (before, now), world_sizes))
-    if batches[0] != batches[1]:
-        altering[GLOBAL_BATCH] = batches
+    was, is_now = _global_batch(before, world_sizes[0]), _global_batch(now, world_sizes[1])
+    if was != is_now:
+        altering[GLOBAL_BATCH] = was, is_now
     _check_allowed(altering, now=now, folder=folder)
     told = changes | altering
     return [

@@ -74,39 +74,6 @@ def this_process(environ: Mapping[str, str] = os.environ) -> Owner:
     )
 
 
-@contextmanager
-def hold(folder: Path, *, place: Place, tell: Callable[[str], None]) -> Iterator["RunLock | None"]:
-    """Hold a run folder for the length of the block; every rank calls it.
-
-    Args:
-        folder: Made if it is not there, and removed at the end if it was, and is empty.
-        place: Of this rank.
-        tell: Called with a line where a decision takes a while, or another run's lock is taken.
-
-    Yields:
-        The lock on the first rank, None on the others.
-
-    Raises:
-        ConfigError: On all ranks: another run has the folder, or it cannot be written to.
-    """
-    lock = fault = None
-    if place.is_main:
-        try:
-            lock = RunLock(folder, tell=tell)
-        except ConfigError as error:
-            fault = str(error)
-        except OSError as error:
-            fault = f"run.output: cannot write to {folder}: {error.strerror}"
-    fault = ranks.gather(fault, place=place)[0]
-    if fault is not None:
-        raise ConfigError(fault, keys=("run.output",))
-    try:
-        yield lock
-    finally:
-        if lock is not None:
-            lock.release()
-
-
 class RunLock:
     """A run folder that is this process's until `release`, or until the process ends.
 
@@ -176,6 +143,39 @@ class RunLock:
         while not self._has_ended.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # a silent moment of the file system
                 os.utime(self._file)
+
+
+@contextmanager
+def hold(folder: Path, *, place: Place, tell: Callable[[str], None]) -> Iterator[RunLock | None]:
+    """Hold a run folder for the length of the block; every rank calls it.
+
+    Args:
+        folder: Made if it is not there, and removed at the end if it was, and is empty.
+        place: Of this rank.
+        tell: Called with a line where a decision takes a while, or another run's lock is taken.
+
+    Yields:
+        The lock on the first rank, None on the others.
+
+    Raises:
+        ConfigError: On all ranks: another run has the folder, or it cannot be written to.
+    """
+    lock = fault = None
+    if place.is_main:
+        try:
+            lock = RunLock(folder, tell=tell)
+        except ConfigError as error:
+            fault = str(error)
+        except OSError as error:
+            fault = f"run.output: cannot write to {folder}: {error.strerror}"
+    fault = ranks.gather(fault, place=place)[0]
+    if fault is not None:
+        raise ConfigError(fault, keys=("run.output",))
+    try:
+        yield lock
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _open(path: Path) -> tuple[int, bool]:
