@@ -40,8 +40,9 @@ KINDS = {
 }
 WORDS = 16
 """Bytes up to which something is a flag or a norm: no tensor of a network is as small."""
-# Stage 3 records the order of modules in the first two passes and gathers by it from the third on.
-WARM_UP = 3
+# Steps before the one that counts. Stage 3 records the order of modules in the first passes, and
+# gathers by it from the third on; the others do the same from the first step.
+WARM_UP = {1: 1, 2: 1, 3: 3}
 
 
 class CollectiveBytes(TorchDispatchMode):
@@ -83,7 +84,7 @@ def count(case: dict[str, Any], *, place: Place) -> dict[str, Any]:
         ema=ema,
     )
     batches = random_batches(config, place=place)
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP[config.train.zero_stage]):
         train_step(trainer, batches)
     with CollectiveBytes() as step:
         train_step(trainer, batches)
