@@ -9,7 +9,6 @@ Exit status: 0 = train.steps are done; 75 = stopped by a signal and saved; other
 """
 
 import argparse
-import logging
 import signal
 import sys
 import traceback
@@ -33,6 +32,7 @@ from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.loop import RESUME, Trainer, TrainingError, run
 from sat_udpdiff.training.preflight import preflight
+from sat_udpdiff.training.run_log import log_by_rank
 from sat_udpdiff.training.setup import (
     build_engine,
     check_weights,
@@ -51,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, config = parse_cli(
         _with_weights(arguments), description=__doc__ or "", extra=_add_options
     )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         if machine.is_planning(options):
             return show_plan(config, options=options)
@@ -81,6 +80,7 @@ def start(config: Config, *, stop: StopRequest) -> int:
     # A rank that hangs is to tell where before the others give up waiting for it.
     waiting = 10.0 + (config.run.hang_minutes or 20.0)
     place = init_distributed(timeout_minutes=waiting)
+    log_by_rank(place)
     try:
         check_device(config, device=place.device.type)
         is_done = train(keep_global_batch(config, ranks=place.world_size), place=place, stop=stop)
