@@ -1,7 +1,6 @@
 """The training loop: one optimizer step, and everything around it."""
 
 import math
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from data_loaders.loader import Batches
 from sat_udpdiff.config import Config
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
-from sat_udpdiff.distributed import Place
+from sat_udpdiff.distributed import Place, node_name
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.checkpoint import Saver
@@ -326,7 +325,7 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
     )
     forward = trainer.forward_clock.take_seconds()
     of_ranks = ranks.gather(
-        (times["data_wait_seconds"], data.damage.reasons, forward, socket.gethostname()),
+        (times["data_wait_seconds"], data.damage.reasons, forward, node_name()),
         place=place,
     )
     # All ranks stand still until the slowest has its data.

@@ -110,7 +110,9 @@ def test_time_limit_and_lost_node_leave_the_run_as_it_was(unbroken, cluster, sma
     job = Job(cluster, tmp_path / "broken", world=small_world)
     held = job.hold_after_step(2)
     # The script asks for SIGUSR1 ten minutes before the end. Slurm looks every half minute.
-    cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
+    *_, hours, minutes, _ = map(int, re.split("[-:]", cluster.job(job.number)["RunTime"]))
+    limit = 60 * hours + minutes + 10
+    cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
     wait_until(lambda: "SIGUSR1: the ranks are asked" in job.text(), what=job.text())
     for pid in held:
         os.kill(pid, signal.SIGCONT)
@@ -120,7 +122,7 @@ def test_time_limit_and_lost_node_leave_the_run_as_it_was(unbroken, cluster, sma
     assert 2 <= int(stopped[1]) < 5, "between two checkpoints that are due anyway"
     assert "asking Slurm to queue the job again" in job.text()
     # A job that is queued again keeps its time limit.
-    cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
+    cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1440")
 
     held = job.hold_after_step(7)
     assert "restart 1" in job.text()
