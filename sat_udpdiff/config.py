@@ -246,11 +246,35 @@ class TrainConfig:
     accumulation_steps: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    """What lies in the memory of the host, for GPUs that are too small; steps take longer.
+    optimizer: the fp32 weights and the moments of AdamW, whose step the CPU makes; weights: with
+    zero_stage 3, the weights as well."""
     reduce_bucket_elements: int = 200_000_000
     caption_dropout: float = 0.1
     """Probability that the text embedding is replaced by zeros (classifier-free guidance)."""
     max_bad_steps: int = 3
     """Steps with a non-finite loss that are skipped before the run stops; never silently."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """Several processes on the same samples.
+
+    Processes = tensor_size x sequence_size x data ranks; the global batch counts data ranks alone.
+    """
+
+    sequence_size: int = 1
+    """Processes that share the tokens of every sample (Ulysses), for long clips: activations are
+    divided by it. Divides the heads: 48 by 2, 3, 4, 6, 8, .., 30 by 2, 3, 5, 6, .."""
+    tensor_size: int = 1
+    """Processes that share every layer's weights (SAT's model parallel), on one machine if it can
+    be: they talk four times in every layer. Divides the heads."""
+
+    @property
+    def size(self) -> int:
+        """Processes that work on the same samples."""
+        return self.tensor_size * self.sequence_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -346,6 +370,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

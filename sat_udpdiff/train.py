@@ -19,6 +19,7 @@ from sat_udpdiff.config_checks import check_device, require
 from sat_udpdiff.config_io import parse_cli, save_config
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
+from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
 from sat_udpdiff.training.setup import (
@@ -73,13 +74,14 @@ def show_plan(config: Config, *, options: argparse.Namespace) -> int:
 def train(config: Config, *, place: Place) -> None:
     """One run, from where it stands to its end."""
     output = Path(config.run.output)
+    layout = lay_out(config.parallel, place=place)
     resume_point = find_resume_point(config, place=place)
     check_weights(config, place=place, resume_point=resume_point)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
     data = Batches(
         config,
-        place_rank=place.rank,
-        world_size=place.world_size,
+        place_rank=layout.at.data,
+        world_size=layout.sizes.data,
         start=first,
         device=place.device,
     )

@@ -19,6 +19,7 @@ from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.generation import Encoders
+from sat_udpdiff.parallel.layout import Layout, lay_out
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
@@ -65,10 +66,15 @@ class Trainer:
     """Name of the signal that asked for the end; set by its handler."""
 
     @property
+    def layout(self) -> Layout:
+        """Which samples this rank works on, and with whom."""
+        return lay_out(self.config.parallel, place=self.place)
+
+    @property
     def global_batch(self) -> int:
-        """Samples per optimizer step, over all ranks and micro-batches."""
+        """Samples per optimizer step, over all data ranks and micro-batches."""
         train = self.config.train
-        return train.micro_batch_size * train.accumulation_steps * self.place.world_size
+        return train.micro_batch_size * train.accumulation_steps * self.layout.sizes.data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +227,9 @@ def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog)
     state = trainer.state
     log.advance()
     if report.outcome is Outcome.MOVED:
-        meter.add(report.measured, grad_norm=trainer.engine.grad_norm())
+        grad_norm = trainer.engine.grad_norm()
+        if trainer.layout.counts:
+            meter.add(report.measured, grad_norm=grad_norm)
         if trainer.ema is not None:
             trainer.ema.update(trainer.engine.masters())
     elif report.outcome is Outcome.RESCALED:
