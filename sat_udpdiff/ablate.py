@@ -9,14 +9,18 @@ after an interruption, run the same command again; what is done is not done twic
 """
 
 import argparse
+import fcntl
+import json
 import logging
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -24,15 +28,16 @@ from sat_udpdiff.ablation.estimate import plan
 from sat_udpdiff.ablation.grids import ordering_grid
 from sat_udpdiff.ablation.orderings import summary
 from sat_udpdiff.ablation.recipes import ARMS
-from sat_udpdiff.ablation.report import PAGE, REPORT, Report, write_report
+from sat_udpdiff.ablation.report import NUMBERS, PAGE, REPORT, Report, write_report
 from sat_udpdiff.ablation.samples import write_sheets
 from sat_udpdiff.ablation.scores import COLUMNS
 from sat_udpdiff.ablation.settings import AblationConfig, load
-from sat_udpdiff.ablation.work import Ablation, Unit
+from sat_udpdiff.ablation.work import LOCK, Ablation, Unit
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.config_io import add_help_config
 from sat_udpdiff.config_sources import files_and_words
 from sat_udpdiff.evaluation.machine import machine_facts
+from sat_udpdiff.tiny.recipe import REPOSITORY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,17 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_settings(options)
         # Programs run in the repository, wherever this was started.
         ablation = Ablation(config=config, output=options.output.expanduser().resolve())
-        units = ablation.check()
+        units = ablation.check(for_work=not options.report)
         if options.plan:
             for line in plan(ablation, units):
                 print(line)
             return 0
-        if not options.report:
+        if options.report:
+            return tell(ablation, units, made_with=facts_of(ablation.output))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        command = shlex.join(["python", "sat_udpdiff/ablate.py", *words])
+        with alone_in(ablation.output):
             ablation.prepare()
             ablation.run(units)
-        return tell(
-            ablation, units, command=shlex.join(["python", "sat_udpdiff/ablate.py", *words])
-        )
+            return tell(ablation, units, made_with={"command": command, **machine_facts(device)})
     except (ValueError, OSError) as error:
         print(f"ablate.py: {error}", file=sys.stderr)
         return 2
@@ -82,18 +89,69 @@ def read_settings(options: argparse.Namespace) -> AblationConfig:
             "--config: expected value files, such as configs/evaluation/ablation_tiny.yaml or "
             "ablation_paper.yaml, got none"
         )
-    return load(files, [*words, *options.overrides])
+    return from_here(load(files, [*words, *options.overrides]))
 
 
-def tell(ablation: Ablation, units: Sequence[Unit], *, command: str) -> int:
+def from_here(config: AblationConfig) -> AblationConfig:
+    """The settings with absolute names of files and folders: programs run in the repository."""
+    here = Path.cwd()
+    if here == REPOSITORY:
+        return config
+
+    def absolute(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(here / path) if name and path.exists() else name
+
+    data, evaluation = config.data, config.evaluation
+    prompts, reference = evaluation.prompts, evaluation.reference
+    evaluation = replace(
+        evaluation,
+        prompts=replace(prompts, file=absolute(prompts.file)),
+        reference=replace(reference, shards=absolute(reference.shards)),
+        fvd=replace(evaluation.fvd, weights=absolute(evaluation.fvd.weights)),
+        vbench=replace(
+            evaluation.vbench,
+            **{
+                name: absolute(getattr(evaluation.vbench, name)) for name in ("dino", "clip", "amt")
+            },
+        ),
+    )
+    return replace(config, data=replace(data, shards=absolute(data.shards)), evaluation=evaluation)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other calls of this program out of a folder, as long as this one lives.
+
+    Raises:
+        ValueError: Another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--output: another ablation is at work in {folder}") from None
+        yield
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What the report that lies in a folder was made with; empty without one."""
+    try:
+        return json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["facts"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def tell(ablation: Ablation, units: Sequence[Unit], *, made_with: Mapping[str, Any]) -> int:
     """Write the report of what is there, and print the verdicts; 1 where something is missing."""
     book, missing = ablation.book(units)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = Report(
         config=ablation.config,
         book=book,
         missing=missing,
-        facts={"command": command, **ablation.facts(units), **machine_facts(device)},
+        facts={**made_with, **ablation.facts(units)},
+        score_facts=ablation.score_facts(units),
         sheets=write_sheets(units, folder=ablation.output),
     )
     write_report(report, ablation.output)

@@ -254,7 +254,8 @@ class TrainConfig:
     caption_dropout: float = 0.1
     """Probability that the text embedding is replaced by zeros (classifier-free guidance)."""
     max_bad_steps: int = 3
-    """Steps with a non-finite loss that are skipped before the run stops; never silently."""
+    """Steps in a row with a non-finite loss or gradient that are skipped before the run stops;
+    never silently."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,9 +289,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
-    """metrics.jsonl always; wandb when asked."""
+    """metrics.jsonl, events.jsonl and heartbeat.json always; wandb when asked."""
 
     every_steps: int = 20
+    heartbeat_seconds: int = 10
+    """Between two writings of heartbeat.json: step, loss, time left; 0 = each step."""
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "udpdiff"
 

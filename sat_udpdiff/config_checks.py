@@ -43,7 +43,8 @@ _AT_LEAST_ZERO = (
     "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
     "diffusion.dense_loss_weight", "optimizer.weight_decay",
     "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
-    "checkpoint.keep_last", "validation.every_steps", "sample.guidance_scale",
+    "checkpoint.keep_last", "log.heartbeat_seconds", "validation.every_steps",
+    "sample.guidance_scale",
 )  # fmt: skip
 _ABOVE_ZERO = (
     "model.spatial_interpolation", "init.dense_scale", "codec.scale_factor", "diffusion.snr_shift",

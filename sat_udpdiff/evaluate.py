@@ -12,6 +12,7 @@ interruption, run the same command again.
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show_plan(sets, options=options, config=config)
         return run(sets, options=options, config=config)
     except ValueError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        # They name the measure and the video.
+        notes = getattr(error, "__notes__", [])
+        print("; ".join([f"evaluate.py: {error}", *notes]), file=sys.stderr)
         return 2
 
 
@@ -236,8 +239,11 @@ def find_sets(options: argparse.Namespace, *, config: EvaluationConfig) -> list[
     sets += [_folder_set(folder) for folder in options.samples]
     names = [one.name for one in sets]
     if len(set(names)) < len(names):
-        # Folders of one name in different places.
-        sets = [replace(one, name=str(one.folder)) for one in sets]
+        # Folders of one name in different places; a network keeps its name.
+        sets = [one if one.network else replace(one, name=str(one.folder)) for one in sets]
+    name, count = Counter(one.name for one in sets).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"--samples, --name: expected rows of different names, got {name!r} twice")
     return sets
 
 

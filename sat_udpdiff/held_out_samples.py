@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sat_udpdiff.config import Config, Task
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.measure import UnusableError
-from sat_udpdiff.evaluation.videos import SampleVideo
+from sat_udpdiff.evaluation.videos import SampleVideo, made_by
 from sat_udpdiff.generation import SampleRequest, check_request
 from sat_udpdiff.held_out import HeldOutPrompt
 from sat_udpdiff.loading import Model
@@ -95,20 +95,13 @@ def _refuse_others(job: Job, *, model: Model) -> None:
     found = _existing(job)
     if found is None:
         return
-    sample = model.config.sample
-    wanted = {
-        "weights_sha256": model.facts["weights"]["sha256"],
-        "sample.num_steps": sample.num_steps,
-        "sample.sampler": sample.sampler,
-        "sample.guidance": sample.guidance,
-        "sample.guidance_scale": sample.guidance_scale,
-        "sample.schedule": sample.schedule,
-    }
-    request = job.request
-    differing = [key for key, value in wanted.items() if found.made_by.get(key) != value]
-    size = (request.num_frames, request.height, request.width)
-    if (found.prompt, found.size) != (request.prompt, size):
-        differing.append("prompt or size")
+    request, data = job.request, model.config.data
+    wanted = {**made_by(model.facts), "prompt": request.prompt, "data.fps": data.fps}
+    wanted["size"] = (request.num_frames, request.height, request.width)
+    there = {**found.made_by, "prompt": found.prompt, "data.fps": found.fps, "size": found.size}
+    # Where the weights lie is no matter.
+    del wanted["weights"], there["weights"]
+    differing = [key for key in wanted | there if wanted.get(key) != there.get(key)]
     if differing:
         raise ValueError(
             f"--output: {found.folder} is a sample of another {differing[0]}; give another folder"

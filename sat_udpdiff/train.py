@@ -8,7 +8,6 @@ With --plan nothing starts: it prints what the run will be, and whether it fits.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from sat_udpdiff.distributed import Place, close_distributed, init_distributed
 from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training.loop import Trainer, TrainingError, run
+from sat_udpdiff.training.run_log import log_by_rank
 from sat_udpdiff.training.setup import (
     build_engine,
     check_weights,
@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, config = parse_cli(
         _with_weights(arguments), description=__doc__ or "", extra=_add_options
     )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         if machine.is_planning(options):
             return show_plan(config, options=options)
@@ -49,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = "data.shards" if config.data.source == "video" else "data.latents"
         require(config, data, "run.output")
         place = init_distributed()
+        log_by_rank(place)
         check_device(config, device=place.device.type)
         train(config, place=place)
     except (ValueError, OSError, TrainingError) as error:

@@ -36,7 +36,7 @@ def resize_cubic(
         return rgb
     resized = np.empty((len(rgb), height, width, 3), np.uint8)
     for frame, into in zip(rgb, resized, strict=True):
-        planes = rearrange(torch.from_numpy(np.ascontiguousarray(frame)), "h w c -> 1 c h w")
+        planes = rearrange(torch.tensor(np.ascontiguousarray(frame)), "h w c -> 1 c h w")
         planes = functional.interpolate(
             planes, size=(height, width), mode="bicubic", antialias=True, align_corners=False
         )
@@ -54,5 +54,5 @@ def normalized(
 
 def to_unit(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "t 3 h w"]:
     """Levels 0..255 to 0..1, float32."""
-    planes = rearrange(torch.from_numpy(np.ascontiguousarray(rgb)), "t h w c -> t c h w")
+    planes = rearrange(torch.tensor(np.ascontiguousarray(rgb)), "t h w c -> t c h w")
     return planes.contiguous().float() / 255

@@ -109,7 +109,7 @@ def prepare_picture(frame: UInt8[np.ndarray, "h w 3"], *, size: int) -> Float32[
         frame: 0..255.
         size: Height and width of the result, pixels.
     """
-    planes = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].contiguous()
+    planes = torch.tensor(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].contiguous()
     if frame.shape[:2] != (size, size):
         planes = interpolate(
             planes, size=(size, size), mode="bilinear", align_corners=False, antialias=True

@@ -105,6 +105,16 @@ def curve_grid(book: ScoreBook, *, columns: Mapping[str, Column], seeds: int) ->
     return Grid(title="Fig. 8: Scores over steps", head=head, rows=rows)
 
 
+def facts_grids(score_facts: Mapping[str, Mapping[str, object]]) -> Iterator[Grid]:
+    """What scores depend on: N, T, rate, size, weights; no table of nothing."""
+    rows = tuple(
+        (name, ", ".join(f"{key}={value}" for key, value in facts.items()))
+        for name, facts in score_facts.items()
+    )
+    if rows:
+        yield Grid(title="What the scores depend on", head=("score", "facts"), rows=rows)
+
+
 def _cells(
     book: ScoreBook, row: Row, *, columns: Sequence[Column], step: int, seeds: int
 ) -> list[str]:

@@ -10,10 +10,12 @@ from data_loaders.atomic_file import write_atomically
 from data_loaders.order import ClipSize
 from sat_udpdiff.ablation.processes import launcher
 from sat_udpdiff.ablation.settings import AblationConfig
+from sat_udpdiff.ablation.settings import chosen as chosen_arms
 from sat_udpdiff.ablation.training import Training
 from sat_udpdiff.config import ConfigError, DataConfig, Task
 from sat_udpdiff.evaluation.choose import Around, make_measures
-from sat_udpdiff.evaluation.inputs import find_prompts, find_references
+from sat_udpdiff.evaluation.inputs import check_counts, find_prompts, find_references
+from sat_udpdiff.evaluation.measure import Fact
 from sat_udpdiff.evaluation.references import ClipFit
 from sat_udpdiff.evaluation.results import read_results
 from sat_udpdiff.evaluation.run import NO_MAP, Evaluation
@@ -30,6 +32,10 @@ class StepScores:
     scores: Mapping[Task | None, Mapping[str, float]]
     failures: Mapping[str, str] = field(default_factory=dict)
     """What was to be judged and could not be -> why; videos left out are counted here, too."""
+    has_all: bool = True
+    """Whether every measure that was asked for a task scored it."""
+    facts: Mapping[str, Mapping[str, Fact]] = field(default_factory=dict)
+    """Name of a score -> what it depends on."""
 
 
 def check(config: AblationConfig, *, data: DataConfig, output: Path) -> None:
@@ -46,29 +52,21 @@ def check(config: AblationConfig, *, data: DataConfig, output: Path) -> None:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = config.evaluation
-    make_measures(chosen, around=Around(device=device, cache=_cache(config, output)))
+    measures = make_measures(chosen, around=Around(device=device, cache=_cache(config, output)))
     size = ClipSize(num_frames=data.num_frames, height=data.height, width=data.width)
     fit = ClipFit(size=size, fps=data.fps)
     try:
-        found = {
-            "prompts": len(find_prompts(chosen, fit=fit)),
-            "reference": len(find_references(chosen.reference, fit=fit).videos),
-        }
+        prompts = len(find_prompts(chosen, fit=fit))
+        references = len(find_references(chosen.reference, fit=fit).videos)
+        tasks = [task for arm in chosen_arms(config) for task in arm.judged for _ in range(prompts)]
+        check_counts(tasks, references=references, measures=measures)
     except ValueError as error:
-        raise ConfigError(f"evaluation: {error}") from error
-    if not set(chosen.measures) & {"fvd", "tiny"}:
-        return
-    for what, count in found.items():
-        if count < chosen.fvd.min_videos:
-            raise ConfigError(
-                f"evaluation.fvd.min_videos: {chosen.fvd.min_videos} is above the {count} that "
-                f"evaluation.{what} gives, so that there would be no distance"
-            )
+        raise ConfigError(f"evaluation.{error}") from error
 
 
 def _cache(config: AblationConfig, output: Path) -> Path:
     """Features; one folder for all, so that the references are looked at once."""
-    return Path(config.evaluation.run.cache or output / "features")
+    return Path(config.evaluation.run.cache or output / "features").expanduser()
 
 
 def command(training: Training, *, step: int, output: Path, port: int | None) -> list[str]:
@@ -117,17 +115,29 @@ def found_in(evaluations: list[Evaluation], *, training: Training) -> StepScores
     """The scores of an evaluation by task, and what it could not judge."""
     scores: dict[Task | None, dict[str, float]] = {}
     failures: dict[str, str] = {}
+    facts: dict[str, Mapping[str, Fact]] = {}
+    has_all = True
     for evaluation in evaluations:
+        failures |= _counted(evaluation.left_out, what="samples left out")
+        for measure, videos in evaluation.reference_exclusions.items():
+            failures |= _counted(videos, what=f"{measure}, references left out")
         for task in training.arm.judged:
             name = task or NO_MAP
             group = evaluation.group(name)
             if group is None:
                 failures[name] = "no samples"
+                has_all = False
                 continue
+            has_all = has_all and not group.failures
+            facts |= {score.name: score.facts for score in group.scores}
             found = scores.setdefault(task, {})
             found.update({score.name: score.value for score in group.scores})
             failures |= {f"{name}, {measure}": why for measure, why in group.failures.items()}
             for measure, videos in group.exclusions.items():
-                reason = next(iter(videos.values()))
-                failures[f"{name}, {measure}, {len(videos)} videos left out"] = reason
-    return StepScores(scores=scores, failures=failures)
+                failures |= _counted(videos, what=f"{name}, {measure}, videos left out")
+    return StepScores(scores=scores, failures=failures, has_all=has_all, facts=facts)
+
+
+def _counted(reasons: Mapping[str, str], *, what: str) -> dict[str, str]:
+    """How many there are, and why the first of them; nothing of nothing."""
+    return {f"{what}: {len(reasons)}": next(iter(reasons.values()))} if reasons else {}

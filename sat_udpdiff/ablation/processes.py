@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -15,8 +16,8 @@ from sat_udpdiff.tiny.recipe import REPOSITORY, startable
 _LAST_LINES = 5
 _LONGEST_LINE = 300
 _RANK_FACTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_GRACE_SECONDS = 120
-"""For a training that was told to stop: it ends its step and saves."""
+_GRACE_SECONDS = 600
+"""For a training that was told to stop: it ends its step and saves, 67 GB where it is of 5B."""
 
 
 class ProgramError(RuntimeError):
@@ -76,6 +77,7 @@ class Programs:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             self._running.add(process)
         return process
@@ -91,7 +93,8 @@ class Programs:
             try:
                 process.wait(timeout=_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                # The ranks, too: the launcher is but one of the group.
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def environment(*, jobs: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ from typing import Any
 from data_loaders.atomic_file import write_atomically
 from data_loaders.page_parts import document, tiles
 from sat_udpdiff.ablation.figure import curves_png
-from sat_udpdiff.ablation.grids import Grid, all_grid, curve_grid, ordering_grid, paper_grids
+from sat_udpdiff.ablation.grids import (
+    Grid,
+    all_grid,
+    curve_grid,
+    facts_grids,
+    ordering_grid,
+    paper_grids,
+)
 from sat_udpdiff.ablation.orderings import Judgement, judge_all, summary
 from sat_udpdiff.ablation.recipes import CURVE_COLUMNS
 from sat_udpdiff.ablation.scores import COLUMNS, ScoreBook
@@ -22,7 +29,8 @@ REPORT, PAGE, NUMBERS, CURVES_PICTURE = "report.md", "report.html", "report.json
 SHEETS = "sheets"
 _TINY_NOTE = (
     "Columns named `tiny ...` are stand-ins that a judge of the synthetic world gives: they order "
-    "networks, and are on another scale than the paper's numbers beside them."
+    "networks, and are on another scale than the paper's numbers beside them. The clips that the "
+    "distance is taken from have not gone through the encoder of video files, as all samples have."
 )
 _CELLS = (
     "A cell is the mean over training seeds ± half of its 95 % t-interval. Verdicts are of the "
@@ -45,6 +53,8 @@ class Report:
     """What has no numbers, or fewer than it should -> why."""
     facts: Mapping[str, Any]
     """Command, machine, versions, times."""
+    score_facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a score -> what it depends on, for all networks alike."""
     sheets: Sequence[str] = ()
     """Files of pictures below the folder of the report."""
 
@@ -63,6 +73,7 @@ class Report:
             *paper_grids(book, columns=columns, step=step, seeds=seeds),
             curve_grid(book, columns=columns, seeds=seeds),
             all_grid(book, columns=columns, step=step, seeds=seeds),
+            *facts_grids(self.score_facts),
         ]
 
     def notes(self) -> list[str]:
@@ -116,6 +127,7 @@ def to_json(report: Report) -> str:
         "settings": plain(asdict(report.config)),
         "facts": dict(report.facts),
         "missing": dict(report.missing),
+        "score_facts": {name: dict(facts) for name, facts in report.score_facts.items()},
         "scores": list(report.book.rows()),
         "orderings": [_judgement(judgement) for judgement in report.judgements],
     }

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from sat_udpdiff.ablation.training import (
     recolourings,
 )
 from sat_udpdiff.config import ConfigError
+from sat_udpdiff.evaluation.measure import Fact
 from sat_udpdiff.tiny.recipe import make_latents, make_shards
+from sat_udpdiff.weights.run_folder import find_latest
 
 SETTINGS_FILE = "ablation.json"
+LOCK = ".lock"
+"""File in the output that the ablation at work there holds."""
 TRAIN = "train"
 """Name among the seconds of a run."""
 
@@ -93,8 +98,11 @@ class Ablation:
             for arm in chosen(self.config)
         ]
 
-    def check(self) -> list[Unit]:
+    def check(self, *, for_work: bool = True) -> list[Unit]:
         """Look at everything that can be wrong before anything is started; returns the units.
+
+        Args:
+            for_work: Also at what networks are judged with, which a report does not need.
 
         Raises:
             ValueError: A setting is wrong, the folder holds an ablation of other settings, all
@@ -112,14 +120,15 @@ class Ablation:
                     f"{self.output} holds an ablation of other settings: {found}; give another "
                     "--output"
                 )
-        elif self.output.is_dir() and any(self.output.iterdir()):
+        elif self.output.is_dir() and any(path.name != LOCK for path in self.output.iterdir()):
             raise ConfigError(f"--output: {self.output} holds other files; give another folder")
         units = self.units()
         for unit in units:
             unit.training.state()
         # All arms have samples of one size.
         data = units[0].training.config().data
-        judging.check(self.config, data=data, output=self.output)
+        if for_work:
+            judging.check(self.config, data=data, output=self.output)
         return units
 
     def prepare(self) -> None:
@@ -141,6 +150,7 @@ class Ablation:
                     shards=self.shards,
                     base=files,
                     recolourings=recolourings(self.config, files),
+                    processes=self.config.training.ranks,
                 )
 
     def run(self, units: Sequence[Unit], *, tell: Callable[[str], None] = print) -> None:
@@ -174,26 +184,25 @@ class Ablation:
         return unit.training.state() is State.DONE and not any(self.unjudged(unit))
 
     def unjudged(self, unit: Unit) -> Iterator[int]:
-        """Steps of a training that have no scores yet."""
+        """Steps of a training that have no scores yet, or not those of every measure."""
         for step in unit.steps:
-            if judging.read(unit.training, step=step) is None:
+            found = judging.read(unit.training, step=step)
+            if found is None or not found.has_all:
                 yield step
 
     def _do(self, unit: Unit, programs: Programs) -> None:
         training = unit.training
         if training.state() is not State.DONE:
-            start = time.monotonic()
-            programs.run(training.command(port=_port(training)), log=training.log)
-            unit.add_seconds(TRAIN, time.monotonic() - start)
+            with _timed(unit, TRAIN):
+                programs.run(training.command(port=_port(training)), log=training.log)
             if training.state() is not State.DONE:
                 raise ProgramError(f"ended before step {training.steps}; see {training.log}")
         for step in list(self.unjudged(unit)):
-            start = time.monotonic()
             port = _port(training)
             words = judging.command(training, step=step, output=self.output, port=port)
             log = judging.folder_of(training, step=step).with_suffix(".log")
-            programs.run(words, log=log)
-            unit.add_seconds(f"judge {step}", time.monotonic() - start)
+            with _timed(unit, f"judge {step}"):
+                programs.run(words, log=log)
             if judging.read(training, step=step) is None:
                 raise ProgramError(f"no scores of step {step}; see {log}")
 
@@ -209,6 +218,17 @@ class Ablation:
         seconds = unit.seconds()
         judged = sum(seconds.values()) - seconds.get(TRAIN, 0.0)
         return f"{name}: trained in {seconds.get(TRAIN, 0.0):.0f} s, judged in {judged:.0f} s"
+
+    def score_facts(self, units: Sequence[Unit]) -> dict[str, dict[str, Fact]]:
+        """What each score depends on, where that is the same for all networks."""
+        common: dict[str, dict[str, Fact]] = {}
+        for unit in units:
+            for step in unit.steps:
+                found = judging.read(unit.training, step=step)
+                for name, facts in (found.facts if found else {}).items():
+                    before = common.get(name, facts)
+                    common[name] = {k: v for k, v in before.items() if k in facts and facts[k] == v}
+        return common
 
     def book(self, units: Sequence[Unit]) -> tuple[ScoreBook, dict[str, str]]:
         """All scores there are, and what is missing: name -> why."""
@@ -230,15 +250,33 @@ class Ablation:
     def facts(self, units: Sequence[Unit]) -> dict[str, Any]:
         """What the numbers were made with, and how long it took."""
         seconds = [unit.seconds() for unit in units]
+        revisions = {_revision(unit.training) for unit in units}
         trained = [found[TRAIN] for found in seconds if TRAIN in found]
         judged = [value for found in seconds for part, value in found.items() if part != TRAIN]
         return {
+            "git revisions": ", ".join(sorted(filter(None, revisions))),
             "trainings": len(trained),
             "training hours, all": round(sum(trained) / 3600, 2),
             "judged": len(judged),
             "judging hours, all": round(sum(judged) / 3600, 2),
             "side by side": self.config.run.jobs,
         }
+
+
+@contextmanager
+def _timed(unit: Unit, part: str) -> Iterator[None]:
+    """Add the time of a part, also of one that fails or is stopped."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        unit.add_seconds(part, time.monotonic() - start)
+
+
+def _revision(training: Training) -> str | None:
+    """Commit of the code that made the last checkpoint."""
+    latest = find_latest(training.folder, tell=lambda _: None)
+    return None if latest is None else latest.content.get("git_commit")
 
 
 def _port(training: Training) -> int | None:

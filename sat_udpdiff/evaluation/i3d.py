@@ -128,7 +128,7 @@ def preprocess(
 
 
 def _stretch(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float32[Tensor, "t 3 224 224"]:
-    frames = rearrange(torch.from_numpy(rgb), "t h w c -> t c h w").float().contiguous()
+    frames = rearrange(torch.tensor(rgb), "t h w c -> t c h w").float().contiguous()
     return 2.0 * functional.interpolate(frames, (SIZE, SIZE), mode="bilinear") / 255.0 - 1
 
 

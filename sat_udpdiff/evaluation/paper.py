@@ -4,8 +4,9 @@
 smoothness are in percent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sat_udpdiff.config import Task
 
@@ -170,16 +171,69 @@ def table_rows(table: int) -> tuple[PaperRow, ...]:
     return tuple(row for row in ROWS if row.table == table)
 
 
-def main_rows(*, task: Task | None, tasks: Sequence[Task]) -> tuple[PaperRow, ...]:
-    """The rows for a network that was trained on `tasks`, sampled for `task`.
+def network_kind(config: Mapping[str, Any]) -> str:
+    """What tells the networks of the paper's rows from each other, in words; sizes but for 2B's.
 
-    That of Table 1 or 2, then those of the same network and task that have more columns: depth
-    quality and inference time.
+    Args:
+        config: Values of a run's configuration, by section.
     """
-    table = 1 if tuple(tasks) == (task,) else 2
-    found = [next(row for row in table_rows(table) if row.task == task)]
+    model, data = config["model"], config["data"]
+    words = ["2B"] if (model["hidden_size"], model["num_layers"]) == _SIZE_2B else []
+    if config["lora"]["rank"]:
+        words.append("adapters")
+    if not model["dense_groups"]:
+        words.append("no map")
+    else:
+        whole = sum(data["task_weights"])
+        shares = zip(data["tasks"], data["task_weights"], strict=True)
+        words += [f"{task} {weight / whole:g}" for task, weight in shares]
+        if len(data["tasks"]) > 1:
+            words.append(f"task by {model['task_signal']}")
+        if "segmentation" in data["tasks"]:
+            words.append(str(config["colormap"]["segmentation"]))
+    if config["init"]["weights"] is None:
+        words.append("from scratch")
+    elif model["dense_groups"]:
+        words.append(f"new channels {config['init']['dense_channels']}")
+    return ", ".join(words)
+
+
+_SIZE_2B = (1920, 30)
+_PAINTED = "pixelplanes, new channels duplicate"
+_BOTH = "segmentation {}, depth {}, task by {}, "
+_KINDS = {
+    "baseline": "no map",
+    "segmentation": f"segmentation 1, {_PAINTED}",
+    "depth": "depth 1, new channels duplicate",
+    "multitask": _BOTH.format("0.5", "0.5", "embedding") + _PAINTED,
+    "ablations/location_aware": "segmentation 1, location_aware, new channels duplicate",
+    "ablations/text_prompt": _BOTH.format("0.5", "0.5", "prompt") + _PAINTED,
+    "ablations/partition_03_07": _BOTH.format("0.3", "0.7", "embedding") + _PAINTED,
+    "ablations/partition_07_03": _BOTH.format("0.7", "0.3", "embedding") + _PAINTED,
+    "ablations/random_channels": _BOTH.format("0.5", "0.5", "embedding")
+    + "pixelplanes, new channels random",
+    "ablations/scratch_single": "depth 1, from scratch",
+    "ablations/scratch_multitask": _BOTH.format("0.5", "0.5", "embedding")
+    + "pixelplanes, from scratch",
+}
+"""Of the networks whose configurations differ; other data makes the rows of Tables 8 and 9."""
+
+
+def rows_of_kind(kind: str, *, task: Task | None) -> tuple[PaperRow, ...]:
+    """The rows for a network of a kind, sampled for `task`; none where the paper has no such.
+
+    In the order of the paper, without rows that add no column to those before.
+
+    Args:
+        kind: Of `network_kind`.
+        task: Of the samples.
+    """
+    found: list[PaperRow] = []
     for row in ROWS:
-        is_same = row.task == task and row.files == found[0].files and row is not COMPARISON
-        if is_same and not any(set(row.values) <= set(other.values) for other in found):
+        family, last = row.files[0], row.files[-1]
+        of_row = f"2B, {_KINDS[last]}" if family == "2b" else _KINDS.get(last)
+        if row.task != task or row is COMPARISON or of_row != kind:
+            continue
+        if not any(set(row.values) <= set(other.values) for other in found):
             found.append(row)
     return tuple(found)

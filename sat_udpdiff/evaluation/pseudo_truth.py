@@ -7,6 +7,7 @@ kept by content where a folder is given, so that no clip goes through such a mod
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,7 @@ from data_loaders.panda_dense.segment import (
 from data_loaders.schema import DataError
 from sat_udpdiff.evaluation.measure import NoRoomError, UnusableError, Video
 
+_LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
@@ -234,12 +236,15 @@ class PipelineEntities:
     def _track(self, rgb: UInt8[np.ndarray, "t h w 3"]) -> UInt16[np.ndarray, "t h w"]:
         segmenter, tracker = self._loaded()
         first = None
-        if segmenter is not None:
-            found = in_pieces(lambda: segmenter.segment(rgb[:1])[0], pieces=[segmenter.pieces])
-            if not found.scores:
-                raise UnusableError("no true entities: none was found")
-            first = found.ids
-        return in_pieces(lambda: tracker.track(rgb, first), pieces=tracker.pieces)
+        try:
+            if segmenter is not None:
+                found = in_pieces(lambda: segmenter.segment(rgb[:1])[0], pieces=[segmenter.pieces])
+                if not found.scores:
+                    raise UnusableError("no true entities: none was found")
+                first = found.ids
+            return in_pieces(lambda: tracker.track(rgb, first), pieces=tracker.pieces)
+        except DataError as error:
+            raise UnusableError(f"no true entities: {error}") from error
 
 
 class StoredTruth:
@@ -342,7 +347,10 @@ def _kept(
     name = hashlib.sha256(f"{key} {rgb_digest(rgb)}".encode()).hexdigest()[:32]
     path = folder / f"{name}.mkv"
     if path.is_file():
-        return decode_labels(path.read_bytes(), name=str(path))
+        try:
+            return decode_labels(path.read_bytes(), name=str(path))
+        except DataError as error:
+            _LOG.warning("made again: %s", error)
     labels = make()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:

@@ -11,7 +11,7 @@ from sat_udpdiff.evaluation.paper import (
     NUM_CLIPS,
     TITLES,
     PaperRow,
-    main_rows,
+    rows_of_kind,
 )
 from sat_udpdiff.evaluation.run import NO_MAP, Evaluation, Group
 
@@ -59,13 +59,13 @@ def paper_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def paper_rows(evaluation: Evaluation, *, group: Group) -> tuple[PaperRow, ...]:
-    """The rows of the paper that a group stands beside; none for videos of unknown origin."""
-    trained = evaluation.facts.get("trained_tasks")
-    if not isinstance(trained, str):
-        return ()
-    tasks: list[Task] = [cast(Task, task) for task in trained.split(", ") if task]
+    """The rows of the paper that a group stands beside.
+
+    None for videos of unknown origin, and for networks that the paper does not have.
+    """
+    kind = evaluation.facts.get("network")
     task = None if group.name == NO_MAP else cast(Task, group.name)
-    return main_rows(task=task, tasks=tasks)
+    return rows_of_kind(kind, task=task) if isinstance(kind, str) else ()
 
 
 def other_scores(evaluations: Sequence[Evaluation]) -> str:

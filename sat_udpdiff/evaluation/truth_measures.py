@@ -60,11 +60,10 @@ class DepthAgainstTruth(Measure):
         scored: Scored = "all",
     ) -> None:
         if scored not in get_args(Scored):
-            raise ValueError(f"depth.scored: expected all or above_least, got {scored!r}")
+            raise ValueError(f"depth_scores.scored: expected all or above_least, got {scored!r}")
         if not align or set(align) - set(ALIGNMENTS):
-            raise ValueError(
-                f"depth.align: expected some of {', '.join(ALIGNMENTS)}, got {', '.join(align)}"
-            )
+            known, got = ", ".join(ALIGNMENTS), ", ".join(align)
+            raise ValueError(f"depth_scores.align: expected some of {known}, got {got}")
         self._truth, self._align, self._scored = truth, tuple(dict.fromkeys(align)), scored
 
     @property
@@ -272,9 +271,13 @@ class SegmentationAgainstTruth(Measure):
             name: abs(float(found["num_found"] - found["num_true"]))
             for name, found in features.items()
         }
+        halves: dict[str, Fact] = {part: _mean(features, part) for part in ("region", "contour")}
         scores = [
             mean_score(
-                f"segmentation_{kind}", _each(features, kind), higher_is_better=True, facts=facts
+                f"segmentation_{kind}",
+                _each(features, kind),
+                higher_is_better=True,
+                facts={**facts, **halves} if kind == "jf" else facts,
             )
             for kind in ("ari", "miou", "jf")
         ]

@@ -21,6 +21,7 @@ from data_loaders.probe import probe
 from data_loaders.schema import DataError
 from sat_udpdiff.config import TASKS, Task
 from sat_udpdiff.evaluation.measure import Fact, UnusableError, Video
+from sat_udpdiff.evaluation.paper import network_kind
 from sat_udpdiff.outputs import RECORD_FILE
 
 PRODUCTS: dict[Task, str] = {"segmentation": "ids", "depth": "depth"}
@@ -28,6 +29,8 @@ PRODUCTS: dict[Task, str] = {"segmentation": "ids", "depth": "depth"}
 _VIDEO, _DENSE = "video.mp4", "dense.mp4"
 _VBENCH_NAME = re.compile(r"(?P<prompt>.+)-\d+")
 _CHUNK = 1 << 20
+_DECIDING = ("sample", "diffusion", "colormap")
+"""Sections of a configuration that change samples of the same weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +73,7 @@ class SampleVideo:
                 seed=int(record["seed"]),
                 fps=float(record["config"]["data"]["fps"]),
                 size=(int(record["num_frames"]), int(record["height"]), int(record["width"])),
-                made_by=_made_by(record),
+                made_by=made_by(record),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UnusableError(
@@ -227,7 +230,7 @@ def videos_in(folder: Path) -> Found:
     Raises:
         ValueError: There are none.
     """
-    files = sorted(folder.glob("[!.]*.mp4"))
+    files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() == ".mp4")
     if not files:
         raise ValueError(f"{folder}: expected mp4 files, found none")
     return _open_all(files, how=FileVideo)
@@ -263,15 +266,28 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _made_by(record: Mapping[str, Any]) -> dict[str, Fact]:
+def made_by(record: Mapping[str, Any]) -> dict[str, Fact]:
+    """Everything but the request that decides what a sample is, of its record or of `Model.facts`.
+
+    Raises:
+        KeyError: It is no such record.
+    """
     config = record["config"]
-    tasks = config["data"]["tasks"] if config["model"]["dense_groups"] else ()
     return {
+        "network": network_kind(config),
         "weights": str(record["weights"]["file"]),
-        "weights_sha256": str(record["weights"]["sha256"]),
-        "trained_tasks": ", ".join(tasks),
-        **{f"sample.{name}": value for name, value in config["sample"].items()},
+        **{f"{part}_sha256": str(record[part]["sha256"]) for part in ("weights", "codec", "text")},
+        "precision": str(config["train"]["precision"]),
+        **{
+            f"{section}.{name}": _fact(value)
+            for section in _DECIDING
+            for name, value in config[section].items()
+        },
     }
+
+
+def _fact(value: Any) -> Fact:
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _check_whole(video: SampleVideo) -> None:

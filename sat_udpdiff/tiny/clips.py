@@ -66,7 +66,7 @@ def paint(
 
 def to_network(rgb: UInt8[np.ndarray, "t h w 3"]) -> Float[Tensor, "t 3 h w"]:
     """Pixels 0..255 to [-1, 1], float32, channels before rows."""
-    return rearrange(torch.from_numpy(rgb).float() / 127.5 - 1.0, "t h w c -> t c h w")
+    return rearrange(torch.tensor(rgb).float() / 127.5 - 1.0, "t h w c -> t c h w")
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from sat_udpdiff.loading import Model
 from sat_udpdiff.outputs import contact_sheet, write_sample
 from sat_udpdiff.tiny.demo_report import DemoNumbers, measure, table
 from sat_udpdiff.tiny.recipe import call, make_latents, make_shards, training_settings
-from sat_udpdiff.training.metrics import read_metrics
+from sat_udpdiff.training.run_log import read_metrics
 
 _SHEETS_SHOWN = 3
 _BASE = ("configs/tiny.yaml", "configs/multitask.yaml")

@@ -133,7 +133,7 @@ class TinyMeasure(Measure):
             replace(
                 score,
                 name=HEAD + score.name.removesuffix(_FLOW),
-                facts={**score.facts, "network": Eyes.name, "comparable": False},
+                facts={**score.facts, "comparable": False},
             )
             for score in self._measure.scores(features, references=references)
         ]

@@ -56,11 +56,19 @@ def make_shards(output: Path, *, clips: int) -> Path:
 
 
 def make_latents(
-    latents: Path, *, shards: Path | str, base: Sequence[str], recolourings: int = RECOLOURINGS
+    latents: Path,
+    *,
+    shards: Path | str,
+    base: Sequence[str],
+    recolourings: int = RECOLOURINGS,
+    processes: int = 1,
 ) -> Path:
     """What the frozen encoders make of the shards, made once for all trainings on `base` files."""
+    launcher = "python"
+    if processes > 1:
+        launcher += f" -m torch.distributed.run --standalone --nproc_per_node {processes}"
     call(
-        "python -m data_loaders.latents",
+        f"{launcher} -m data_loaders.latents",
         [
             *("--base", *base),
             *("--shards", shards, "--output", latents, "--recolourings", recolourings),

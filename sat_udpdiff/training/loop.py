@@ -1,10 +1,12 @@
 """The training loop: one optimizer step, and everything around it."""
 
+import math
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import FrameType
 
@@ -24,11 +26,13 @@ from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.example import DiffusionExample, example_loss, make_example
-from sat_udpdiff.training.metrics import Meter, RunLog, Stopwatch, measure, split_meters
+from sat_udpdiff.training.metrics import Meter, Stopwatch, measure, split_meters
 from sat_udpdiff.training.optimizer import learning_rate
+from sat_udpdiff.training.run_log import EVENTS_FILE, RunLog
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
 from sat_udpdiff.training.validation import ValidationReport
+from sat_udpdiff.training.watch import ForwardClock, SpikeWatch, Status, find_lag
 
 RESUME = "to resume, run the same command again"
 
@@ -64,6 +68,12 @@ class Trainer:
     ema: EMA | None = None
     stop_signal: str = ""
     """Name of the signal that asked for the end; set by its handler."""
+    forward_clock: ForwardClock = field(init=False)
+    spikes: SpikeWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forward_clock = ForwardClock(self.place.device)
+        self.spikes = SpikeWatch(self.state.spike_watch)
 
     @property
     def layout(self) -> Layout:
@@ -86,8 +96,15 @@ class StepReport:
     lr: float
     outcome: Outcome
     is_asked_to_stop: bool
-    bad_keys: list[str]
-    """Of this rank's samples whose loss is not finite."""
+    loss: float
+    """Mean over all samples of all ranks; nan where one of them is not finite."""
+    samples: list[tuple[str, float]]
+    """Key and loss of this rank's samples."""
+
+    @property
+    def bad_keys(self) -> list[str]:
+        """Of this rank's samples whose loss is not finite."""
+        return [key for key, loss in self.samples if not math.isfinite(loss)]
 
 
 def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
@@ -112,9 +129,11 @@ def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
         measured.append(measure(terms, t=example.t, task=task, num_timesteps=num_timesteps))
         losses.append(terms.total.detach())
         keys += batch.keys
-    is_finite = torch.cat(losses).isfinite().tolist()
-    flags = [not all(is_finite), bool(trainer.stop_signal)]
-    is_bad, is_asked_to_stop = ranks.any_rank(flags, place=trainer.place)
+    samples = list(zip(keys, torch.cat(losses).tolist(), strict=True))
+    finite = [loss for _, loss in samples if math.isfinite(loss)]
+    words = map(float, (len(finite), len(samples), math.fsum(finite), bool(trainer.stop_signal)))
+    num_finite, count, total, num_asked_to_stop = ranks.sums([*words], place=trainer.place)
+    is_bad = num_finite < count
     lr = learning_rate(state.step, config=config.optimizer, total_steps=config.train.steps)
     has_moved = engine.step(lr=lr, skip=is_bad)
     state.step += 1
@@ -123,8 +142,9 @@ def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
         measured=torch.stack(measured).sum(0),
         lr=lr,
         outcome=_outcome(is_bad, has_moved=has_moved, precision=config.train.precision),
-        is_asked_to_stop=is_asked_to_stop,
-        bad_keys=[key for key, good in zip(keys, is_finite, strict=True) if not good],
+        is_asked_to_stop=num_asked_to_stop > 0,
+        loss=math.nan if is_bad else total / count,
+        samples=samples,
     )
 
 
@@ -139,7 +159,10 @@ def _example(trainer: Trainer, batch: AnyBatch) -> DiffusionExample:
 
 
 def _forward(trainer: Trainer, example: DiffusionExample) -> LossTerms:
-    return example_loss(trainer.engine, example, schedule=trainer.schedule, config=trainer.config)
+    with trainer.forward_clock:
+        return example_loss(
+            trainer.engine, example, schedule=trainer.schedule, config=trainer.config
+        )
 
 
 def _outcome(is_bad: bool, *, has_moved: bool, precision: str) -> Outcome:
@@ -190,7 +213,7 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
             and never ends the run.
 
     Raises:
-        TrainingError: More than `train.max_bad_steps` steps were not finite.
+        TrainingError: More than `train.max_bad_steps` steps in a row were not finite.
         CheckpointError: A checkpoint could not be written; the one before is whole.
     """
     config, state = trainer.config, trainer.state
@@ -198,6 +221,7 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     meter = Meter(trainer.place.device, row=row)
     timed, watch = TimedBatches(batches), Stopwatch()
     log = RunLog(config, place=trainer.place, step=state.step)
+    status: Status = "failed"
     try:
         with _stop_on_signals(trainer):
             while state.step < config.train.steps:
@@ -214,8 +238,9 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                 if report.is_asked_to_stop:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
+        status = "finished" if state.step >= config.train.steps else "stopped"
     finally:
-        log.close()
+        log.close(status)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -225,32 +250,48 @@ def _is_due(step: int, every: int) -> bool:
 def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog) -> None:
     """Count the step as what it was."""
     state = trainer.state
-    log.advance()
+    log.advance(state.step, loss=report.loss)
+    if report.outcome is Outcome.BAD:
+        _account_bad(trainer, report, log=log)
+        return
+    state.bad_in_a_row = 0
+    if (times := trainer.spikes.observe(report.loss)) is not None:
+        samples = _samples_of_all(trainer, report)
+        message = f"the loss jumped to {report.loss:.4g}, {times:.1f} times the usual"
+        log.write_event(message, step=state.step, kind="loss_spike", samples=samples)
     if report.outcome is Outcome.MOVED:
         grad_norm = trainer.engine.grad_norm()
         if trainer.layout.counts:
             meter.add(report.measured, grad_norm=grad_norm)
         if trainer.ema is not None:
             trainer.ema.update(trainer.engine.masters())
-    elif report.outcome is Outcome.RESCALED:
-        state.overflow_steps += 1
     else:
-        _account_bad(trainer, report, log=log)
+        state.overflow_steps += 1
 
 
 def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
     state, most = trainer.state, trainer.config.train.max_bad_steps
     state.bad_steps += 1
-    gathered = ranks.gather(report.bad_keys, place=trainer.place)
-    keys = sorted({key for of_rank in gathered for key in of_rank})
+    state.bad_in_a_row += 1
+    samples = _samples_of_all(trainer, report)
+    keys = sorted({key for key, loss in samples if loss is None})
     what = f"the loss of {', '.join(keys)}" if keys else "the gradient"
-    message = f"step {state.step}: {what} is not finite; the step was skipped"
-    log.tell(f"{message} ({state.bad_steps} so far, train.max_bad_steps={most})")
-    if state.bad_steps > most:
+    message = f"{what} is not finite; the step was skipped"
+    so_far = f"{state.bad_in_a_row} in a row, {state.bad_steps} in all, train.max_bad_steps={most}"
+    log.write_event(f"{message} ({so_far})", step=state.step, kind="not_finite", samples=samples)
+    if state.bad_in_a_row > most:
         raise TrainingError(
-            f"{message}, and train.max_bad_steps={most} steps were skipped before; look at these "
-            "samples, lower optimizer.lr, or use train.precision=fp32"
+            f"step {state.step}: {message}, and train.max_bad_steps={most} before it were skipped, "
+            f"too; the last checkpoint is as it was. Look at these samples ({EVENTS_FILE}), lower "
+            "optimizer.lr, or use train.precision=fp32"
         )
+
+
+def _samples_of_all(trainer: Trainer, report: StepReport) -> list[tuple[str, float | None]]:
+    """Key and loss of the samples of all ranks, None for a loss that is not finite."""
+    gathered = ranks.gather(report.samples, place=trainer.place)
+    samples = [sample for of_rank in gathered for sample in of_rank]
+    return [(key, loss if math.isfinite(loss) else None) for key, loss in samples]
 
 
 def _write(  # noqa: PLR0913 - what a line of the log is made of
@@ -270,10 +311,16 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
         flops_per_sample=flops_per_sample(config),
         peak_flops=peak * place.world_size if peak else None,
     )
-    of_ranks = ranks.gather((times["data_wait_seconds"], data.damage.reasons), place=place)
+    forward = trainer.forward_clock.take_seconds()
+    of_ranks = ranks.gather(
+        (times["data_wait_seconds"], data.damage.reasons, forward, socket.gethostname()),
+        place=place,
+    )
     # All ranks stand still until the slowest has its data.
-    times["data_wait_seconds"] = max(wait for wait, _ in of_ranks)
-    damage = data.damage.joined(reasons for _, reasons in of_ranks)
+    times["data_wait_seconds"] = max(wait for wait, *_ in of_ranks)
+    damage = data.damage.joined(reasons for _, reasons, *_ in of_ranks)
+    *_, forwards, hosts = zip(*of_ranks, strict=True)
+    log.tell_about_lag(find_lag(forwards), hosts=hosts, step=state.step)
     values = {
         "step": state.step,
         **meter.means(),
@@ -290,6 +337,7 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
 
 def _save(trainer: Trainer, meter: Meter) -> None:
     trainer.state.meters = ranks.gather(meter.row(), place=trainer.place)
+    trainer.state.spike_watch = trainer.spikes.state()
     checkpoint.save(
         trainer.engine,
         ema=trainer.ema,

@@ -11,13 +11,13 @@ from torch import Tensor
 from sat_udpdiff.distributed import Place
 
 
-def any_rank(flags: Sequence[bool], *, place: Place) -> list[bool]:
-    """Each flag, or-ed over all ranks; one small all-reduce, and the host waits for it."""
+def sums(values: Sequence[float], *, place: Place) -> list[float]:
+    """Each number, summed over all ranks; one small all-reduce, and the host waits for it."""
     if place.world_size == 1:
-        return list(flags)
-    words = torch.tensor([float(flag) for flag in flags], device=place.device)
-    dist.all_reduce(words, op=dist.ReduceOp.MAX)
-    return [word > 0 for word in words.tolist()]
+        return list(values)
+    words = torch.tensor(values, dtype=torch.float64, device=place.device)
+    dist.all_reduce(words)
+    return words.tolist()
 
 
 def gather(value: Any, *, place: Place) -> list[Any]:

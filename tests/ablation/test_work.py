@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sat_udpdiff.ablate import alone_in, from_here
 from sat_udpdiff.ablate import main as ablate
 from sat_udpdiff.ablation import work
 from sat_udpdiff.ablation.judging import found_in
@@ -33,6 +34,8 @@ class PlayedPrograms(Programs):
 
     calls: list[list[str]]
     failing: str
+    too_short: bool
+    """Whether a measure has no score of segmentation."""
 
     def run(self, words, *, log):
         self.calls.append(list(words))
@@ -42,7 +45,7 @@ class PlayedPrograms(Programs):
         if "sat_udpdiff/train.py" in words:
             train(words)
         else:
-            judge(words)
+            judge(words, too_short=self.too_short)
 
 
 def value_of(words, key):
@@ -64,15 +67,15 @@ def train(words):
     (folder / "state.json").write_text(json.dumps(content))
 
 
-def judge(words):
+def judge(words, *, too_short):
     folder = Path(words[words.index("--output") + 1])
     folder.mkdir(parents=True, exist_ok=True)
     groups = tuple(
         Group(
             name=name,
             videos=("a",),
-            scores=(Score(name="tiny_fvd", value=3.0, higher_is_better=False),),
-            failures={"motion": "too short"} if name == "segmentation" else {},
+            scores=(Score(name="tiny_fvd", value=3.0, higher_is_better=False, facts={"N": 40}),),
+            failures={"motion": "too short"} if too_short and name == "segmentation" else {},
         )
         for name in ("segmentation", "depth")
         if name in value_of(words, "sample.tasks")
@@ -82,7 +85,7 @@ def judge(words):
 
 @pytest.fixture
 def played(monkeypatch):
-    PlayedPrograms.calls, PlayedPrograms.failing = [], ""
+    PlayedPrograms.calls, PlayedPrograms.failing, PlayedPrograms.too_short = [], "", False
     monkeypatch.setattr(work, "Programs", PlayedPrograms)
     monkeypatch.chdir(Path(__file__).parents[2])
     return PlayedPrograms
@@ -150,7 +153,7 @@ def test_what_was_cut_short_goes_on(played, tmp_path):
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(played, tmp_path):
-    played.failing = "runs/depth_seed0 "
+    played.failing, played.too_short = "runs/depth_seed0 ", True
     ablation, told = ablation_of(tmp_path), []
     units = ablation.units()
     ablation.run(units, tell=told.append)
@@ -164,9 +167,52 @@ def test_one_that_fails_is_named_and_the_others_go_on(played, tmp_path):
     assert missing["multitask seed 1, step 4, segmentation, motion"] == "too short"
     depth = Judged(arm="depth", task="depth", step=4)
     assert list(book.values[depth]) == [1]
-    played.failing = ""
+    played.failing, played.too_short = "", False
+    played.calls.clear()
     ablation.run(units, tell=str)
+    # What failed is tried anew: a training with its scores, and two sets that lacked a score.
+    assert trained(played.calls) == ["depth_seed0"] and len(played.calls) == 4
     assert ablation.book(units)[0].values[depth] == {0: {"tiny_fvd": 3.0}, 1: {"tiny_fvd": 3.0}}
+    assert not ablation.book(units)[1].keys() & missing.keys() - {"depth seed 0"}
+
+
+def test_a_report_needs_nothing_but_what_is_there(played, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "make_shards", lambda *_, **__: None)
+    monkeypatch.setattr(work, "make_latents", lambda *_, **__: None)
+    words = ["--config", str(PRESET), "--output", str(tmp_path / "out"), "curve.every_steps=2"]
+    words += [*SMALL, "arms=[depth]"]
+    assert ablate(words) == 0
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert numbers["facts"]["command"].startswith("python sat_udpdiff/ablate.py --config ")
+    assert numbers["facts"]["trainings"] == 2 and numbers["score_facts"] == {"tiny_fvd": {"N": 40}}
+    monkeypatch.setattr(work.judging, "check", lambda *_, **__: pytest.fail("not to be asked"))
+    played.calls.clear()
+    assert ablate([*words, "--report"]) == 0 and played.calls == []
+    again = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert again["facts"] == numbers["facts"]
+    assert "| tiny_fvd | N=40 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_two_ablations_do_not_work_in_one_folder(played, tmp_path, capsys):
+    words = ["--config", str(PRESET), "--output", str(tmp_path), *SMALL, "curve.every_steps=2"]
+    with alone_in(tmp_path):
+        assert ablate(words) == 2
+    assert f"another ablation is at work in {tmp_path}" in capsys.readouterr().err
+    assert played.calls == []
+
+
+def test_files_are_those_of_the_folder_where_the_program_was_started(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a disc\n")
+    (tmp_path / "clips").mkdir()
+    files = ["data.shards=clips", "evaluation.prompts.source=file"]
+    config = load([str(PRESET)], [*files, "evaluation.prompts.file=prompts.txt"])
+    monkeypatch.chdir(tmp_path)
+    found = from_here(config)
+    assert found.data.shards == str(tmp_path / "clips")
+    assert found.evaluation.prompts.file == str(tmp_path / "prompts.txt")
+    # What is no file there is a name on the hub, or one of the repository.
+    assert found.training.base == "configs/tiny.yaml"
+    assert found.evaluation.vbench.dino == config.evaluation.vbench.dino
 
 
 def test_an_end_before_the_last_step_is_no_success(played, tmp_path, monkeypatch):
@@ -195,14 +241,20 @@ def test_a_folder_of_another_ablation_is_refused_by_name(played, tmp_path, monke
     [
         (("prompts.source=file", "prompts.file=gone.txt"), "prompts.file: cannot read gone.txt"),
         (("prompts.source=reference", "reference.source=shards"), "expected a folder of shards"),
-        (("prompts.count=31",), "min_videos: 32 is above the 31 that evaluation.prompts gives"),
-        (("reference.source=none",), "min_videos: 32 is above the 0 that evaluation.reference"),
+        (("prompts.count=31",), "evaluation.prompts.count: tiny_fvd wants 32 or more samples"),
+        (("reference.source=none",), "evaluation.reference: tiny_fvd compares with 32 or more"),
     ],
 )
 def test_what_samples_are_judged_with_is_looked_for_first(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(PRESET.parents[2])
     with pytest.raises(ConfigError, match=message):
         ablation_of(tmp_path, *(f"evaluation.{word}" for word in words)).check()
+
+
+def test_few_prompts_do_where_no_distance_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(PRESET.parents[2])
+    words = ("evaluation.prompts.count=4", "evaluation.measures=[tiny,edge]")
+    assert len(ablation_of(tmp_path, *words).check()) == 4
 
 
 def test_settings_need_a_file(capsys, tmp_path):
@@ -250,7 +302,9 @@ def test_stopping_ends_programs_and_starts_no_more(tmp_path):
 
     thread = threading.Thread(target=run)
     thread.start()
+    deadline = time.monotonic() + 120
     while not (log.is_file() and log.read_text().endswith("begun\n")):
+        assert time.monotonic() < deadline, "the program did not begin"
         time.sleep(0.05)
     programs.stop()
     thread.join(timeout=60)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from process_tree import PeakMemory
 
-from sat_udpdiff.training.metrics import read_metrics
+from sat_udpdiff.training.run_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("video", "latents")

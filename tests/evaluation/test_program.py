@@ -50,7 +50,7 @@ def test_samples_become_scores_and_a_page(
             "pixel_consistency", "map_foreground_iou", "map_boundary_f", own,
         ]  # fmt: skip
     assert found.facts["sample.num_steps"] == 2 and found.facts["device"] == "cpu"
-    assert found.facts["trained_tasks"] == "segmentation, depth"
+    assert str(found.facts["network"]).startswith("segmentation 0.5, depth 0.5, task by embedding")
     assert "pixel_consistency" in table and "paper, Table 2" in table
     assert table.startswith((tmp_path / "out" / "table.md").read_text())
     html = (tmp_path / "out" / "report.html").read_text()
@@ -193,6 +193,9 @@ def test_other_samples_in_the_output_are_refused(
     assert run(*words, "sample.num_steps=3") == 2
     error = capsys.readouterr().err
     assert "is a sample of another sample.num_steps; give another folder" in error
+    # The same weights, and a map that is read otherwise.
+    assert run(*words, "--network", "colormap.depth_inverse=paper") == 2
+    assert "is a sample of another colormap.depth_inverse" in capsys.readouterr().err
     # Other prompts have other folders; what lies beside them is not judged.
     assert run(*words, "reference.world_seed=1") == 0
     assert len(list((tmp_path / "samples").iterdir())) == 8

@@ -148,6 +148,29 @@ def test_results_are_kept_by_content(tmp_path, weights, monkeypatch) -> None:
         second.depth(RGB[::-1].copy())
 
 
+def test_damaged_results_are_made_again(tmp_path, caplog) -> None:
+    first, then = CLASSICAL
+    truth = PipelineEntities(first, propagate=then, device=CPU, folder=tmp_path)
+    before = truth.entities(RGB)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    np.testing.assert_array_equal(truth.entities(RGB), before)
+    assert "made again" in caplog.text and kept.stat().st_size > 100
+
+
+def test_a_clip_that_its_model_cannot_label_is_unusable(weights, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise DataError("scores are not finite")
+
+    segment, propagate = entity_models(weights)
+    truth = PipelineEntities(segment, propagate=propagate, device=CPU)
+    segmenter, _ = truth._loaded()
+    assert segmenter is not None
+    monkeypatch.setattr(segmenter, "segment", fail)
+    with pytest.raises(UnusableError, match="no true entities: scores are not finite"):
+        truth.entities(RGB)
+
+
 def test_other_weights_have_another_key(weights, tmp_path) -> None:
     from transformers import DepthAnythingForDepthEstimation
 

@@ -1,6 +1,8 @@
 """One optimizer step inside deepspeed: accumulation, clipping, losses that are not finite."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sat_udpdiff.training.engine import MASTERS, MOMENTS, to_deepspeed
 from sat_udpdiff.training.loop import Outcome, Trainer, TrainingError, train_step
 from sat_udpdiff.training.metrics import Meter
 from sat_udpdiff.training.setup import build_engine, find_resume_point, restore_or_start
+from sat_udpdiff.training.watch import SpikeWatch
 
 # deepspeed warns about its own use of torch.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -222,6 +225,49 @@ def test_a_run_counts_bad_steps_names_the_clip_and_stops(make_trainer, monkeypat
     )
     assert trainer.state.bad_steps == 2
     assert trainer.ema.num_updates == 0
+
+
+def test_bad_steps_in_a_row_stop_a_run_and_others_do_not(make_trainer, monkeypatch, tmp_path):
+    trainer = make_trainer("train.max_bad_steps=1", "train.steps=5", "checkpoint.every_steps=100")
+    real, steps = loop._forward, iter(range(1, 100))
+
+    def forward(trainer, example):
+        terms = real(trainer, example)
+        return infinite_loss(trainer, terms) if next(steps) in (1, 3, 5) else terms
+
+    monkeypatch.setattr(loop, "_forward", forward)
+    loop.run(trainer, data(trainer))
+    assert (trainer.state.bad_steps, trainer.state.bad_in_a_row) == (3, 1)
+    folder = Path(trainer.config.run.output)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["kind"]) for event in events] == [
+        (step, "not_finite") for step in (1, 3, 5)
+    ]
+    # All samples of the step, so that it can be done again.
+    (bad, loss), (_, other) = events[0]["samples"]
+    assert loss is None and isinstance(other, float) and bad in events[0]["message"]
+    beat = json.loads((folder / "heartbeat.json").read_text())
+    assert (beat["status"], beat["step"], beat["total_steps"]) == ("finished", 5, 5)
+
+
+def test_a_loss_that_jumps_is_told_with_its_samples(make_trainer, monkeypatch):
+    trainer = make_trainer("train.steps=3", "checkpoint.every_steps=100")
+    real, steps = loop._forward, iter(range(1, 100))
+    # What a hundred steps before would have left.
+    trainer.spikes = SpikeWatch([100.0, 0.0, 0.1])
+
+    def forward(trainer, example):
+        terms = real(trainer, example)
+        factor = 1e4 if next(steps) == 2 else 1.0
+        return dataclasses.replace(terms, total=terms.total * factor)
+
+    monkeypatch.setattr(loop, "_forward", forward)
+    loop.run(trainer, data(trainer))
+    lines = (Path(trainer.config.run.output) / "events.jsonl").read_text().splitlines()
+    (event,) = map(json.loads, lines)
+    assert (event["step"], event["kind"]) == (2, "loss_spike")
+    assert len(event["samples"]) == trainer.global_batch
+    assert trainer.state.spike_watch == trainer.spikes.state()
 
 
 def test_the_deepspeed_dictionary_follows_the_configuration(small_world, tmp_path):

@@ -20,7 +20,8 @@ from sat_udpdiff.training import loop, ranks
 from sat_udpdiff.training.engine import MASTERS, MOMENTS
 from sat_udpdiff.training.fixed_noise import FixedNoiseLosses
 from sat_udpdiff.training.loop import Trainer
-from sat_udpdiff.training.metrics import Stopwatch, read_metrics
+from sat_udpdiff.training.metrics import Stopwatch
+from sat_udpdiff.training.run_log import read_metrics
 from sat_udpdiff.training.sample_scores import SampleScores
 from sat_udpdiff.training.sample_videos import SampleVideos
 from sat_udpdiff.training.setup import build_engine, find_resume_point, restore_or_start

@@ -1,0 +1,110 @@
+"""What a run writes: each step once, events with their samples, no folders sent away."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from sat_udpdiff.config_io import load_config
+from sat_udpdiff.distributed import Place
+from sat_udpdiff.training.run_log import RunLog, cut_lines, data_advice, redact
+from sat_udpdiff.training.watch import Lag
+
+TIMES = ("step_seconds", "data_wait_seconds", "samples_per_second")
+ONE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
+
+
+def test_later_and_half_written_lines_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join([*lines, '{"step": 5, "lo']))
+    cut_lines(path, step=2)
+    assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_a_missing_file_is_left_missing(tmp_path):
+    cut_lines(tmp_path / "metrics.jsonl", step=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("/home/someone/secret/shards/", "shards"),
+        ("~/models/base", "base"),
+        ("../private/shards", "shards"),
+        ("THUDM/CogVideoX-5b", "THUDM/CogVideoX-5b"),
+        (["/a/b", 1], ["b", 1]),
+        (None, None),
+    ],
+)
+def test_folders_do_not_leave_the_machine(value, sent):
+    assert redact({"x": value}) == {"x": sent}
+
+
+def test_a_long_wait_for_data_is_told_once_with_what_to_change(tmp_path, capsys):
+    config = load_config([], [f"run.output={tmp_path}", "data.num_workers=1"])
+    log = RunLog(config, place=ONE, step=0)
+    line = {"loss": 0.5, "lr": 1e-5, "mfu": None, "samples_per_second": 1.0, "step_seconds": 2.0}
+    for step, wait in enumerate([1.0, 0.2, 0.3, 0.0, 0.12], start=1):
+        log.write({"step": step, "data_wait_seconds": wait, **line})
+    log.close("finished")
+    told = [text for text in capsys.readouterr().err.splitlines() if "waiting for data" in text]
+    assert [text.split(":")[0] for text in told] == ["step 2", "step 5"]
+    assert "10% of the time went by waiting for data: raise data.num_workers (now 1; " in told[0]
+
+
+def test_the_advice_fits_the_data():
+    def advice(*overrides):
+        return data_advice(load_config([], list(overrides)).data, cores=4)
+
+    assert advice("data.num_workers=2").startswith(
+        "raise data.num_workers (now 2; 4 cores here); or "
+    )
+    assert "python -m data_loaders.latents" in advice("data.num_workers=8")
+    assert "raise data.num_workers" not in advice("data.num_workers=8")
+    assert "faster disk" in advice("data.source=latents", "data.latents=x")
+
+
+def test_wandb_runs_offline_and_takes_no_folder_along(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed (extra: wandb)")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    secret = tmp_path / "secret_customer" / "shards"
+    settings = [f"run.output={tmp_path}", f"data.shards={secret}", "log.wandb=offline"]
+    config = load_config([], settings)
+    log = RunLog(config, place=ONE, step=0)
+    log.write({"step": 1, "loss": 0.5, "lr": 1e-5, "mfu": None, **dict.fromkeys(TIMES, 1.0)})
+    log.close("finished")
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = run.glob("*.wandb")
+    # Its process writes on for a moment after it said that it had finished.
+    deadline = time.monotonic() + 60
+    while b"loss" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert b"loss" in record.read_bytes()
+    assert b"secret_customer" not in record.read_bytes()
+    assert not list(run.rglob("requirements.txt"))
+
+
+def test_a_slow_rank_is_told_when_it_stays_slow(tmp_path, capsys):
+    log = RunLog(load_config([], [f"run.output={tmp_path}"]), place=ONE, step=0)
+    slow = [Lag(rank=1, ratio=2.0)]
+    # Twice rank 1, once another, four times rank 1 again: told once, the third time in a row.
+    for step, lag in enumerate([*slow * 2, Lag(rank=0, ratio=1.3), *slow * 4, None], start=1):
+        log.tell_about_lag(lag, hosts=["a", "b"], step=step)
+    log.close("finished")
+    told = "rank 1 on b takes 2.00 times as long as the others for its forward passes"
+    assert capsys.readouterr().err.count(told) == 1
+    (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (event["step"], event["kind"], event["rank"]) == (6, "slow_rank", 1)
+
+
+def test_a_heartbeat_that_cannot_be_written_costs_a_line_and_no_training(tmp_path, capsys):
+    config = load_config([], [f"run.output={tmp_path}", "log.heartbeat_seconds=0"])
+    log = RunLog(config, place=ONE, step=0)
+    (tmp_path / "heartbeat.json").mkdir()
+    for step in (1, 2):
+        log.advance(step, loss=0.5)
+    log.close("finished")
+    assert capsys.readouterr().err.count("heartbeat.json cannot be written") == 1
