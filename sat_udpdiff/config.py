@@ -347,6 +347,19 @@ class SampleConfig:
     guidance_scale: float = 6.0
     schedule: Literal["diffusers", "sat"] = "diffusers"
     """diffusers: the training table; sat: re-anchored on the sampled steps, as SAT releases."""
+    guidance_size: int = 1
+    """sample.py on several processes. 2 = one computes the branch with the prompt and one that
+    without. With any size above 1 the processes of a sample decode video and map side by side; what
+    is left of them makes other samples."""
+    sequence_size: int = 1
+    """Processes that share the tokens of a sample, as parallel.sequence_size in training."""
+    tensor_size: int = 1
+    """Processes that share the weights, as parallel.tensor_size in training."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """Processes that go through the network together."""
+        return ParallelConfig(sequence_size=self.sequence_size, tensor_size=self.tensor_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -379,3 +392,9 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def global_batch(config: Config, *, processes: int) -> int:
+    """Samples of an optimizer step, over all data ranks and micro-batches."""
+    data_ranks = max(1, processes // config.parallel.size)
+    return config.train.micro_batch_size * config.train.accumulation_steps * data_ranks

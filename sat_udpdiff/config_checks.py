@@ -37,7 +37,8 @@ _AT_LEAST_ONE = (
     "train.steps", "train.micro_batch_size", "train.accumulation_steps",
     "train.reduce_bucket_elements", "parallel.tensor_size", "parallel.sequence_size",
     "checkpoint.every_steps", "log.every_steps",
-    "validation.num_steps", "validation.clips", "sample.num_steps",
+    "validation.num_steps", "validation.clips", "sample.num_steps", "sample.sequence_size",
+    "sample.tensor_size",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
@@ -189,7 +190,8 @@ def _check_heads(config: Config) -> None:
 def _check_parallel(config: Config) -> None:
     parallel = config.parallel
     keys = ("parallel.sequence_size", "parallel.tensor_size")
-    _check_sizes(config, parallel, section="parallel")
+    for section, sizes in (("parallel", parallel), ("sample", config.sample.parallel)):
+        _check_sizes(config, sizes, section=section)
     if parallel.size > 1 and makes_sample_videos(config):
         # Each rank makes and judges videos of its own, and these ranks go through a network
         # together.
@@ -368,6 +370,8 @@ def _check_task_signal(config: Config) -> None:
 
 
 def _check_sampling(config: Config) -> None:
+    size = config.sample.guidance_size
+    _check(config, "sample.guidance_size", expected="1 or 2", is_right=size in (1, 2))
     most = config.diffusion.num_train_timesteps
     for key in ("sample.num_steps", "validation.num_steps"):
         num_steps = attrgetter(key)(config)

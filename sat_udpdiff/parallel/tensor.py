@@ -108,14 +108,16 @@ def cut_network(network: UDPDiffTransformer) -> None:
     """
     group = model_parallel_group()
     shares = WeightShares(group)
-    layers: Any = network.transformer.layers
+    layers: Any = network.get_submodule("transformer.layers")
     for layer in layers:
         layer.attention.repartition()  # SAT's count of heads
     for name, parameter in list(network.named_parameters()):
         if cut_of(name) is None:
             continue
         path, _, own_name = name.rpartition(".")
-        share: Any = nn.Parameter(shares.take(name, parameter.detach()))
+        share: Any = nn.Parameter(
+            shares.take(name, parameter.detach()), requires_grad=parameter.requires_grad
+        )
         # By this mark deepspeed counts it in the gradient's norm on every process of the group.
         share.model_parallel = True
         setattr(network.get_submodule(path), own_name, share)
@@ -125,7 +127,8 @@ def cut_network(network: UDPDiffTransformer) -> None:
     norms: Any = network.get_mixin("adaln_layer")
     for name in _HEAD_NORMS:
         for parameter in getattr(norms, name).parameters():
-            parameter.register_hook(_SumOverGroup(group))
+            if parameter.requires_grad:
+                parameter.register_hook(_SumOverGroup(group))
     network.add_mixin("tensor", _WholeLastLayer(group))
 
 
@@ -146,13 +149,16 @@ class _WholeLastLayer(BaseMixin):
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.size = dist.get_world_size(group)
+        self.group, self.size = group, dist.get_world_size(group)
 
     @non_conflict
     def final_forward(
         self, logits: Float[Tensor, "b n d"], *, old_impl: Any, **kwargs: object
     ) -> Float[Tensor, "b n2 f"]:
         """SAT's last step, whose equal gradients are counted once in all."""
+        if model_parallel_group() is not self.group:
+            # Another network was built, and SAT's linears have summed over its group.
+            raise RuntimeError("SAT's model-parallel group is no longer that of the cut network")
         return old_impl(_ShareGradient.apply(logits, self.size), **kwargs)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data_loaders.batches import AnyBatch
 from data_loaders.damage import DamageCount
 from data_loaders.loader import Batches
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
 from sat_udpdiff.distributed import Place
@@ -83,8 +83,7 @@ class Trainer:
     @property
     def global_batch(self) -> int:
         """Samples per optimizer step, over all data ranks and micro-batches."""
-        train = self.config.train
-        return train.micro_batch_size * train.accumulation_steps * self.layout.sizes.data
+        return global_batch(self.config, processes=self.place.world_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,8 +287,9 @@ def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
 
 
 def _samples_of_all(trainer: Trainer, report: StepReport) -> list[tuple[str, float | None]]:
-    """Key and loss of the samples of all ranks, None for a loss that is not finite."""
-    gathered = ranks.gather(report.samples, place=trainer.place)
+    """Key and loss of all samples, each once; None for a loss that is not finite."""
+    counted = report.samples if trainer.layout.counts else []
+    gathered = ranks.gather(counted, place=trainer.place)
     samples = [sample for of_rank in gathered for sample in of_rank]
     return [(key, loss if math.isfinite(loss) else None) for key, loss in samples]
 

@@ -23,7 +23,13 @@ from pathlib import Path
 _PATIENCE = 20.0
 """Seconds that the others have to end when one process has failed."""
 _IMPORTS = {
-    "train": ("deepspeed.runtime.engine",),
+    "train": (
+        "deepspeed.runtime.engine",
+        "deepspeed.runtime.zero.stage3",
+        "functorch.compile",
+        "torch._dynamo",
+        "torch.utils.cpp_extension",
+    ),
     "sample": (
         "diffusers.models.autoencoders.autoencoder_kl_cogvideox",
         "transformers.models.t5.modeling_t5",

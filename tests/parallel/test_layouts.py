@@ -27,15 +27,17 @@ LAYOUTS = {
     "plain": (1, ["train.micro_batch_size=4"]),
     "sequence": (4, ["train.micro_batch_size=2", SEQUENCE]),
     "tensor": (4, ["train.micro_batch_size=2", TENSOR]),
-    "zero 3": (2, ["train.micro_batch_size=4", "train.zero_stage=3", SEQUENCE]),
-    "offload": (1, ["train.micro_batch_size=4", "train.offload=optimizer"]),
-    "offload 3": (1, ["train.micro_batch_size=4", "train.zero_stage=3", "train.offload=weights"]),
+    "zero 3": (
+        2,
+        ["train.micro_batch_size=4", "train.zero_stage=3", "train.offload=weights", SEQUENCE],
+    ),
     "both": (
         4,
         [
             "train.micro_batch_size=2",
             "train.accumulation_steps=2",
             "model.activation_checkpointing=full",
+            "train.offload=optimizer",
             SEQUENCE,
             TENSOR,
         ],
@@ -78,7 +80,7 @@ def world(small_world, tmp_path_factory) -> list[str]:
         f"data.latents={cache}",
         "data.num_workers=0",
         f"validation.latents={cache}",
-        "validation.clips=3",
+        "validation.clips=2",
         f"validation.every_steps={STEPS}",
         "checkpoint.keep_last=0",
     ]
