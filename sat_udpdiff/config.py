@@ -252,12 +252,36 @@ class TrainConfig:
     makes; else accumulation_steps is set to keep it on any number of ranks that divides it."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    """What lies in the memory of the host, for GPUs that are too small; steps take longer.
+    optimizer: the fp32 weights and the moments of AdamW, whose step the CPU makes; weights: with
+    zero_stage 3, the weights as well."""
     reduce_bucket_elements: int = 200_000_000
     caption_dropout: float = 0.1
     """Probability that the text embedding is replaced by zeros (classifier-free guidance)."""
     max_bad_steps: int = 3
     """Steps in a row with a non-finite loss or gradient that are skipped before the run stops;
     never silently."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """Several processes on the same samples.
+
+    Processes = tensor_size x sequence_size x data ranks; the global batch counts data ranks alone.
+    """
+
+    sequence_size: int = 1
+    """Processes that share the tokens of every sample (Ulysses), for long clips: activations are
+    divided by it. Divides the heads: 48 by 2, 3, 4, 6, 8, .., 30 by 2, 3, 5, 6, .."""
+    tensor_size: int = 1
+    """Processes that share every layer's weights (SAT's model parallel), on one machine if it can
+    be: they talk four times in every layer. Divides the heads."""
+
+    @property
+    def size(self) -> int:
+        """Processes that work on the same samples."""
+        return self.tensor_size * self.sequence_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -338,6 +362,19 @@ class SampleConfig:
     guidance_scale: float = 6.0
     schedule: Literal["diffusers", "sat"] = "diffusers"
     """diffusers: the training table; sat: re-anchored on the sampled steps, as SAT releases."""
+    guidance_size: int = 1
+    """sample.py on several processes. 2 = one computes the branch with the prompt and one that
+    without. With any size above 1 the processes of a sample decode video and map side by side; what
+    is left of them makes other samples."""
+    sequence_size: int = 1
+    """Processes that share the tokens of a sample, as parallel.sequence_size in training."""
+    tensor_size: int = 1
+    """Processes that share the weights, as parallel.tensor_size in training."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """Processes that go through the network together."""
+        return ParallelConfig(sequence_size=self.sequence_size, tensor_size=self.tensor_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -375,8 +412,15 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def global_batch(config: Config, *, processes: int) -> int:
+    """Samples of an optimizer step, over all data ranks and micro-batches."""
+    data_ranks = max(1, processes // config.parallel.size)
+    return config.train.micro_batch_size * config.train.accumulation_steps * data_ranks

@@ -28,6 +28,7 @@ from sat_udpdiff.distributed import (
     leave,
     node_name,
 )
+from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.loop import RESUME, Trainer, TrainingError, run
@@ -85,7 +86,7 @@ def start(config: Config, *, stop: StopRequest) -> int:
     log_by_rank(place)
     try:
         check_device(config, device=place.device.type)
-        config = keep_global_batch(config, ranks=place.world_size)
+        config = keep_global_batch(config, processes=place.world_size)
         with hold(Path(config.run.output), place=place, tell=say) as lock:
             is_done = train(config, place=place, stop=stop, lock=lock)
         # No rank ends while another is at work: launchers end all when the first one is gone.
@@ -109,7 +110,7 @@ def show_plan(config: Config, *, options: argparse.Namespace) -> int:
     """Print the plan; 0 where the run fits, 1 where it does not, 2 where there is none."""
     try:
         gpus = machine.read_machine(options)
-        config = keep_global_batch(config, ranks=gpus.gpus)
+        config = keep_global_batch(config, processes=gpus.gpus)
         report, fits = plan_report(config, machine=gpus)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"train.py: {error}\n")
@@ -124,6 +125,7 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
     `lock` holds its folder, on the first rank.
     """
     output = Path(config.run.output)
+    layout = lay_out(config.parallel, place=place)
     if config.run.preflight:
         preflight(config, place=place)
     resume_point = find_resume_point(config, place=place)
@@ -131,8 +133,8 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
     data = Batches(
         config,
-        place_rank=place.rank,
-        world_size=place.world_size,
+        place_rank=layout.at.data,
+        world_size=layout.sizes.data,
         start=first,
         device=place.device,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.config_io import notes
 from sat_udpdiff.plan.advice import Outcome, examine, uses_of_room, ways_to_fit
 from sat_udpdiff.plan.machine import Machine, Situation
@@ -167,7 +167,7 @@ def _phase_labels(outcome: Outcome) -> dict[str, str]:
 def _work_rows(outcome: Outcome, *, work: Work, sizes: Sizes) -> list[tuple[str, str]]:
     config, machine = outcome.situation.config, outcome.situation.machine
     train, duration = config.train, outcome.duration
-    batch = train.micro_batch_size * train.accumulation_steps * machine.gpus
+    batch = global_batch(config, processes=machine.gpus)
     pairs = [
         ("one sample", flops(work.total)),
         ("", _parts_of(work)),

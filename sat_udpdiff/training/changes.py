@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
-from sat_udpdiff.config import GLOBAL_BATCH, Config, ConfigError
+from sat_udpdiff.config import GLOBAL_BATCH, Config, ConfigError, global_batch
 from sat_udpdiff.config_io import setting_types
 
 # The weights would not fit, or would have been trained on two different things.
@@ -26,7 +26,8 @@ _FREE = (
     "data.num_workers", "data.prefetch", "data.decode_seconds", "data.max_bad_share",
     "train.zero_stage", "train.reduce_bucket_elements", "train.max_bad_steps",
     # What they make together is looked at: the global batch.
-    "train.micro_batch_size", "train.accumulation_steps",
+    "train.micro_batch_size", "train.accumulation_steps", "train.global_batch", "parallel",
+    "train.offload",
 )  # fmt: skip
 
 Change = tuple[object, object]
@@ -58,7 +59,8 @@ def check_changes(
             )
     free = [*_FREE, *_free_steps(now)]
     altering = {key: change for key, change in changes.items() if not _is_among(key, free)}
-    was, is_now = _global_batch(before, world_sizes[0]), _global_batch(now, world_sizes[1])
+    was = global_batch(before, processes=world_sizes[0])
+    is_now = global_batch(now, processes=world_sizes[1])
     if was != is_now:
         altering[GLOBAL_BATCH] = was, is_now
     _check_allowed(altering, now=now, folder=folder)
@@ -79,10 +81,6 @@ def _changes(before: Config, now: Config) -> Iterator[tuple[str, Change]]:
 def _free_steps(now: Config) -> list[str]:
     """A longer or shorter training is the same as far as both go, if no schedule ends with it."""
     return ["train.steps"] if now.optimizer.schedule == "constant" else []
-
-
-def _global_batch(config: Config, world_size: int) -> int:
-    return config.train.micro_batch_size * config.train.accumulation_steps * world_size
 
 
 def _check_allowed(altering: Mapping[str, Change], *, now: Config, folder: Path) -> None:

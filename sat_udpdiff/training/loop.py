@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from data_loaders.batches import AnyBatch
 from data_loaders.damage import DamageCount
 from data_loaders.loader import Batches
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
 from sat_udpdiff.distributed import Place, node_name
 from sat_udpdiff.generation import Encoders
+from sat_udpdiff.parallel.layout import Layout, lay_out
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.checkpoint import Saver
 from sat_udpdiff.training.ema import EMA
@@ -76,10 +77,14 @@ class Trainer:
         self.spikes = SpikeWatch(self.state.spike_watch)
 
     @property
+    def layout(self) -> Layout:
+        """Which samples this rank works on, and with whom."""
+        return lay_out(self.config.parallel, place=self.place)
+
+    @property
     def global_batch(self) -> int:
-        """Samples per optimizer step, over all ranks and micro-batches."""
-        train = self.config.train
-        return train.micro_batch_size * train.accumulation_steps * self.place.world_size
+        """Samples per optimizer step, over all data ranks and micro-batches."""
+        return global_batch(self.config, processes=self.place.world_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +279,9 @@ def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog)
         message = f"the loss jumped to {report.loss:.4g}, {times:.1f} times the usual"
         log.write_event(message, step=state.step, kind="loss_spike", samples=samples)
     if report.outcome is Outcome.MOVED:
-        meter.add(report.measured, grad_norm=trainer.engine.grad_norm())
+        grad_norm = trainer.engine.grad_norm()
+        if trainer.layout.counts:
+            meter.add(report.measured, grad_norm=grad_norm)
         if trainer.ema is not None:
             trainer.ema.update(trainer.engine.masters())
     else:
@@ -300,8 +307,9 @@ def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
 
 
 def _samples_of_all(trainer: Trainer, report: StepReport) -> list[tuple[str, float | None]]:
-    """Key and loss of the samples of all ranks, None for a loss that is not finite."""
-    gathered = ranks.gather(report.samples, place=trainer.place)
+    """Key and loss of all samples, each once; None for a loss that is not finite."""
+    counted = report.samples if trainer.layout.counts else []
+    gathered = ranks.gather(counted, place=trainer.place)
     samples = [sample for of_rank in gathered for sample in of_rank]
     return [(key, loss if math.isfinite(loss) else None) for key, loss in samples]
 

@@ -14,6 +14,8 @@ from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.model.low_rank import add_adapters
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
+from sat_udpdiff.parallel.layout import lay_out
+from sat_udpdiff.parallel.network import share_out
 from sat_udpdiff.sat_compat import ensure_model_parallel
 from sat_udpdiff.training import checkpoint, ranks
 from sat_udpdiff.training.changes import check_changes
@@ -74,6 +76,7 @@ def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | Non
     loaded = _load_once(network, config=config, weights=weights, place=place)
     if place.is_main and resume_point is None:
         say(f"weights: {loaded.source}")
+    share_out(network, layout=lay_out(config.parallel, place=place))
     return TrainEngine(network, config=config, place=place, base_sha256=loaded.base_sha256)
 
 

@@ -161,19 +161,19 @@ def test_slow_nodes_are_those_below_half_of_the_median():
 @pytest.mark.parametrize(("ranks", "steps"), [(1, 8), (2, 4), (4, 2), (8, 1)])
 def test_the_global_batch_is_kept_on_any_number_of_ranks(ranks, steps):
     config = load_config(BASE, ["train.global_batch=32", "train.accumulation_steps=5"])
-    assert keep_global_batch(config, ranks=ranks).train.accumulation_steps == steps
+    assert keep_global_batch(config, processes=ranks).train.accumulation_steps == steps
 
 
 def test_without_a_global_batch_nothing_changes():
     config = load_config(BASE, ["train.accumulation_steps=5"])
-    assert keep_global_batch(config, ranks=3) == config
+    assert keep_global_batch(config, processes=3) == config
 
 
 @pytest.mark.parametrize(("ranks", "nearest"), [(3, "24, 36"), (9, "36")])
 def test_a_global_batch_that_cannot_be_made_is_refused_with_the_numbers(ranks, nearest):
     config = load_config(BASE, ["train.global_batch=32"])
     with pytest.raises(ConfigError) as caught:
-        keep_global_batch(config, ranks=ranks)
+        keep_global_batch(config, processes=ranks)
     assert str(caught.value) == (
         f"train.global_batch: expected a multiple of {4 * ranks} = 4 (train.micro_batch_size) x "
         f"{ranks} ranks (nearest: {nearest}), got 32"
