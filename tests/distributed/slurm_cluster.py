@@ -23,6 +23,7 @@ PROGRAMS = (
     "munged", "slurmctld", "slurmd", "slurmstepd", "sbatch", "srun", "scancel", "scontrol",
 )  # fmt: skip
 GPUS = ("null", "zero", "full", "random")
+ROOT = Path(__file__).parents[2]
 # Where Debian keeps daemons, which an ordinary user's PATH leaves out.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/lib/slurm"])
 CONFIG = """
@@ -137,8 +138,10 @@ class SlurmCluster:
         self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
 
     def call(self, *words: str, check: bool = True, **environment: str) -> str:
+        """Output of one of Slurm's commands, given in the repository as a user gives it."""
         done = subprocess.run(
             words,
+            cwd=ROOT,
             env=self.environment | environment,
             capture_output=True,
             text=True,

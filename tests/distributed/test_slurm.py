@@ -37,7 +37,7 @@ class Job:
         self.cluster, self.run, self.log = cluster, run, run.parent / f"{run.name}.log"
         options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
         script = str(ROOT / "launch/multitask.slurm")
-        submit = ["sbatch", "--parsable", *options, f"--chdir={ROOT}", f"--output={self.log}"]
+        submit = ["sbatch", "--parsable", *options, f"--output={self.log}"]
         self.number = cluster.call(
             *submit,
             script,
@@ -160,8 +160,7 @@ def test_an_array_makes_a_data_set(cluster, tmp_path):
     write_shards((make_clip(i, seed=0, config=world) for i in range(4)), tmp_path / "source")
     log = tmp_path / "%a.log"
     number = cluster.call(
-        *("sbatch", "--parsable", "--array=0-1", "--cpus-per-task=1", f"--chdir={ROOT}"),
-        f"--output={log}",
+        *("sbatch", "--parsable", "--array=0-1", "--cpus-per-task=1", f"--output={log}"),
         str(ROOT / "launch/panda_dense.slurm"),
         OUT=str(tmp_path / "out"),
         VIDEOS=str(tmp_path / "source"),
