@@ -23,7 +23,7 @@ import torch.distributed as dist
 from data_loaders.atomic_file import write_atomically
 from data_loaders.order import ClipSize
 from sat_udpdiff.config import Config, Task
-from sat_udpdiff.config_io import add_help_config, load_config
+from sat_udpdiff.config_io import add_help_config, load_config, to_values
 from sat_udpdiff.config_sources import files_and_words
 from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
 from sat_udpdiff.evaluation.cache import FeatureCache
@@ -39,8 +39,14 @@ from sat_udpdiff.evaluation.settings import EvaluationConfig, dump, load
 from sat_udpdiff.evaluation.tables import markdown
 from sat_udpdiff.evaluation.timing import SamplingTime, time_sampling, timing_table
 from sat_udpdiff.evaluation.vbench_files import DIMENSIONS, JudgedVideo, write_vbench_files
-from sat_udpdiff.evaluation.videos import Found, common_origin, find_videos, open_samples
-from sat_udpdiff.held_out_samples import make_samples, missing, plan_samples
+from sat_udpdiff.evaluation.videos import (
+    Found,
+    common_origin,
+    find_videos,
+    open_samples,
+    settings_of,
+)
+from sat_udpdiff.held_out_samples import make_samples, missing, plan_samples, refuse_others
 from sat_udpdiff.loading import Model, settings_beside
 from sat_udpdiff.sample import Job
 from sat_udpdiff.weights.find import find_weights, is_on_hub
@@ -87,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes = getattr(error, "__notes__", [])
         print("; ".join([f"evaluate.py: {error}", *notes]), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; to go on, run the same command again", file=sys.stderr)
+        return 130
 
 
 def run(sets: Sequence[VideoSet], *, options: argparse.Namespace, config: EvaluationConfig) -> int:
@@ -99,9 +108,6 @@ def run(sets: Sequence[VideoSet], *, options: argparse.Namespace, config: Evalua
     for one in sets:
         if one.network is not None:
             _check_counts(one, references=references[one.name], measures=measures)
-    if place.is_main:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.output / SETTINGS, dump(config).encode())
     times = sample(sets[0], options=options, device=device) if options.load is not None else {}
     evaluations, videos = [], {}
     for one in sets:
@@ -201,13 +207,16 @@ def write(
     output: Path,
 ) -> None:
     """Numbers, table, plots and page, and the table on the screen."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / SETTINGS, dump(config).encode())
     write_results(evaluations, output / RESULTS)
     for evaluation in evaluations:
         write_for_vbench(evaluation, videos=videos[evaluation.name], folder=output / VBENCH)
     table = markdown(evaluations)
     write_atomically(output / TABLE, table.encode())
+    print(f"{table}\ndrawing plots, and a page with samples", flush=True)
     page = write_report(evaluations, videos=videos, folder=output, shown=config.run.shown)
-    print(f"{table}\nLook at {page}")
+    print(f"Look at {page}")
 
 
 def write_for_vbench(evaluation: Evaluation, *, videos: Mapping[str, Video], folder: Path) -> None:
@@ -296,6 +305,8 @@ def show_plan(
         if one.network is not None:
             print(f"  {len(one.jobs)} samples in {one.folder}, {len(missing(one.jobs))} to be made")
             _check_counts(one, references=references, measures=chosen.measures)
+            for job in one.jobs:
+                refuse_others(job, wanted=settings_of(to_values(one.network)))
             continue
         found = one.videos()
         print(f"  {len(found.videos)} videos in {one.folder}")

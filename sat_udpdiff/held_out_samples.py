@@ -4,14 +4,14 @@ Each is a folder that `sample.py` would write. Those that are whole are kept, ot
 that a run that was stopped goes on, with however many processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sat_udpdiff.config import Config, Task
 from sat_udpdiff.distributed import Place
-from sat_udpdiff.evaluation.measure import UnusableError
+from sat_udpdiff.evaluation.measure import Fact, UnusableError
 from sat_udpdiff.evaluation.videos import SampleVideo, made_by
 from sat_udpdiff.generation import SampleRequest, check_request
 from sat_udpdiff.held_out import HeldOutPrompt
@@ -70,8 +70,10 @@ def make_samples(jobs: Sequence[Job], *, model: Model, place: Place) -> None:
         ValueError: A sample of other weights, settings or prompts lies there.
     """
     ours = jobs[place.rank :: place.world_size]
+    wanted = made_by(model.facts)
+    del wanted["weights"]  # where they lie is no matter
     for job in ours:
-        _refuse_others(job, model=model)
+        refuse_others(job, wanted=wanted)
     left = missing(ours)
     steps = len(left) * model.config.sample.num_steps
     bar = tqdm(total=steps, desc="sampling", unit="step", dynamic_ncols=True,
@@ -91,18 +93,28 @@ def _existing(job: Job) -> SampleVideo | None:
         return None
 
 
-def _refuse_others(job: Job, *, model: Model) -> None:
-    found = _existing(job)
+def refuse_others(job: Job, *, wanted: Mapping[str, Fact]) -> None:
+    """See that a sample which is there is one that would be made.
+
+    Args:
+        job: What would be made.
+        wanted: Of `made_by`, or less of it.
+
+    Raises:
+        ValueError: It was made of something else; says what, and what is wanted.
+    """
+    found, request = _existing(job), job.request
     if found is None:
         return
-    request, data = job.request, model.config.data
-    wanted = {**made_by(model.facts), "prompt": request.prompt, "data.fps": data.fps}
-    wanted["size"] = (request.num_frames, request.height, request.width)
-    there = {**found.made_by, "prompt": found.prompt, "data.fps": found.fps, "size": found.size}
-    # Where the weights lie is no matter.
-    del wanted["weights"], there["weights"]
-    differing = [key for key in wanted | there if wanted.get(key) != there.get(key)]
-    if differing:
-        raise ValueError(
-            f"--output: {found.folder} is a sample of another {differing[0]}; give another folder"
-        )
+    size = (request.num_frames, request.height, request.width)
+    pairs: dict[str, tuple[object, object]] = {
+        **{key: (found.made_by.get(key), value) for key, value in wanted.items()},
+        "prompt": (found.prompt, request.prompt),
+        "size": (found.size, size),
+    }
+    for key, (there, now) in pairs.items():
+        if there != now:
+            raise ValueError(
+                f"--output: {found.folder} is a sample of another {key} ({there}, now {now}); "
+                "give another folder"
+            )

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 
 from sat_udpdiff.ablation.processes import environment
@@ -44,6 +43,7 @@ def plan(ablation: Ablation, units: Sequence[Unit]) -> Iterator[str]:
     seconds = _of_finished(units)
     source = "by the mean of what is done here"
     if seconds is None:
+        yield f"measuring a few steps, in {config.run.jobs} processes side by side"
         timing = measure(ablation, units[0])
         if timing is None:
             yield (
@@ -104,9 +104,7 @@ def measure(ablation: Ablation, unit: Unit) -> Timing | None:
     micro = config.train.micro_batch_size
     words = ["python", "-m", "sat_udpdiff.ablation.timing", "--base", *training.base]
     words += [f"train.micro_batch_size={micro}"]
-    jobs = ablation.config.run.jobs
-    with ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(lambda _: _time(words, jobs=jobs), range(jobs)))
+    found = _time(words, jobs=ablation.config.run.jobs)
     return Timing(
         train_step=fmean(timing.train_step for timing in found),
         sample_step=fmean(timing.sample_step for timing in found),
@@ -115,16 +113,27 @@ def measure(ablation: Ablation, unit: Unit) -> Timing | None:
     )
 
 
-def _time(words: Sequence[str], *, jobs: int) -> Timing:
-    done = subprocess.run(  # noqa: S603 - no shell, our words
-        startable(words),
-        cwd=REPOSITORY,
-        env=environment(jobs=jobs),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise ValueError(f"timing ended with status {done.returncode}: {reason}")
-    return Timing(**json.loads(done.stdout.splitlines()[-1]))
+def _time(words: Sequence[str], *, jobs: int) -> list[Timing]:
+    """What so many processes of a command say; none of them outlives this call."""
+    processes = [
+        subprocess.Popen(  # noqa: S603 - no shell, our words
+            startable(words),
+            cwd=REPOSITORY,
+            env=environment(jobs=jobs),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(jobs)
+    ]
+    try:
+        said = [process.communicate() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, (_, errors) in zip(processes, said, strict=True):
+        if process.returncode:
+            reason = (errors.strip().splitlines() or ["it says nothing"])[-1]
+            raise ValueError(f"timing ended with status {process.returncode}: {reason}")
+    return [Timing(**json.loads(output.splitlines()[-1])) for output, _ in said]

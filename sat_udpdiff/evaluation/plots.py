@@ -13,6 +13,7 @@ from sat_udpdiff.evaluation.measure import Histogram
 _BINS = 20
 _SIZE = (5.0, 3.2)
 _DPI = 110
+_DASHES = ("-", "--", "-.", (0, (1, 1)))
 
 
 def distributions(
@@ -34,10 +35,12 @@ def distributions(
     edges = np.histogram_bin_edges(every, bins=_BINS)
     for i, (name, some) in enumerate(values.items()):
         colour = f"C{i}"
-        axes.hist(some, bins=edges, histtype="step", linewidth=1.6, color=colour, label=name)
+        # Outlines that lie on each other are told apart by their dashes.
+        axes.hist(some, bins=edges, histtype="step", linewidth=1.6, color=colour, label=name,
+                  linestyle=_DASHES[i % len(_DASHES)])  # fmt: skip
         if means:
             axes.axvline(float(np.mean(some)), color=colour, linestyle=":", linewidth=1.2)
-    axes.legend(fontsize=7, frameon=False)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
 
 
@@ -55,7 +58,6 @@ def cumulative(values: Mapping[str, Sequence[float]], *, title: str, axis: str) 
     figure, axes = _figure(title, x=axis, y="share of videos")
     for name, some in values.items():
         axes.ecdf(np.asarray(some, dtype=float), label=name, linewidth=1.6)
-    axes.legend(fontsize=7, frameon=False)
     return _png(figure)
 
 
@@ -74,7 +76,6 @@ def histogram(shares: Mapping[str, Histogram], *, title: str) -> bytes:
         for of, values in one.shares.items():
             label = f"{name}, {of}" if of else name
             axes.stairs(values, one.edges, label=label, linewidth=1.6)
-    axes.legend(fontsize=7, frameon=False)
     return _png(figure)
 
 
@@ -89,6 +90,8 @@ def _figure(title: str, *, x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _png(figure: Figure) -> bytes:
+    # Below, where it hides nothing.
+    figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from data_loaders.page_parts import damaged, document, fit, moving_picture, tile
 from data_loaders.schema import DataError
 from sat_udpdiff.evaluation import plots, tables
 from sat_udpdiff.evaluation.measure import Histogram, Score, UnusableError, Video
-from sat_udpdiff.evaluation.run import Evaluation, Group
+from sat_udpdiff.evaluation.run import Evaluation
 from sat_udpdiff.outputs import views_of
 
 PAGE, PLOTS = "report.html", "plots"
@@ -73,9 +73,9 @@ def draw_plots(evaluations: Sequence[Evaluation]) -> dict[str, bytes]:
                     of_sets[f"{evaluation.name}, {group.name}"] = list(score.per_video.values())
     drawn = {}
     for name, of_sets in values.items():
-        drawn[name] = plots.distributions(of_sets, title=name, axis=name)
+        drawn[name] = plots.distributions(of_sets, title=name, axis="score of a video")
         if not set(_ERRORS).isdisjoint(name.split("_")):
-            drawn[f"{name}_share"] = plots.cumulative(of_sets, title=name, axis=name)
+            drawn[f"{name}_share"] = plots.cumulative(of_sets, title=name, axis="score of a video")
     # A score and a histogram may bear one name.
     return drawn | {
         f"{name}_histogram": plots.histogram(of_sets, title=name)
@@ -151,40 +151,25 @@ def _figures(drawn: Mapping[str, bytes]) -> str:
 
 
 def _samples(evaluation: Evaluation, *, videos: Mapping[str, Video], shown: int) -> str:
+    """Each sample once, with all scores by which it stands out: pages of many scores stay small."""
     parts = []
-    cards: dict[str, str] = {}
     for group in evaluation.groups:
-        parts += [
-            _score_samples(group, score, videos=videos, shown=shown, cards=cards)
-            for score in group.scores
-            if score.per_video
-        ]
+        places: dict[str, list[str]] = {}
+        for score in group.scores:
+            for which, names in chosen_videos(score, shown=shown).items():
+                for name in names:
+                    value = f"{which}: {score.name} {score.per_video[name]:.4f}"
+                    places.setdefault(name, []).append(value)
+        articles = "".join(
+            f"<article><h3>{escape(name)}</h3>{_picture(name, video=videos.get(name))}"
+            f"<p>{'<br>'.join(map(escape, told))}</p></article>"
+            for name, told in places.items()
+        )
+        if articles:
+            parts.append(f'<h3>{escape(group.name)}</h3><div class="grid">{articles}</div>')
     if not parts:
         return ""
     return f"<section><h2>Samples of {escape(evaluation.name)}</h2>{''.join(parts)}</section>"
-
-
-def _score_samples(
-    group: Group,
-    score: Score,
-    *,
-    videos: Mapping[str, Video],
-    shown: int,
-    cards: dict[str, str],
-) -> str:
-    """`cards` keeps pictures by name: the worst of one score is often that of another."""
-    articles = []
-    for which, names in chosen_videos(score, shown=shown).items():
-        for name in names:
-            if name not in cards:
-                cards[name] = _picture(name, video=videos.get(name))
-            value = f"{score.per_video[name]:.4f}"
-            articles.append(
-                f"<article><h3>{which}: {value} <small>{escape(name)}</small></h3>"
-                f"{cards[name]}</article>"
-            )
-    title = f"{escape(score.name)} <small>{escape(group.name)}</small>"
-    return f'<h3>{title}</h3><div class="grid">{"".join(articles)}</div>'
 
 
 def _picture(name: str, *, video: Video | None) -> str:

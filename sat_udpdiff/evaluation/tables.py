@@ -46,7 +46,8 @@ def paper_table(evaluations: Sequence[Evaluation]) -> str:
     for evaluation in evaluations:
         for group in evaluation.groups:
             paper = paper_rows(evaluation, group=group)
-            is_new = bool(paper) and paper != told
+            has_own = any(group.score(name) for name in _OURS)
+            is_new = bool(paper) and paper != told and has_own
             lines.append(_our_cells(evaluation.name, group, names=_OURS))
             if is_new:
                 lines.append(_paper_cells(paper, title=TITLES[paper[0].table].lower()))

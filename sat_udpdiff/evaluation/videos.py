@@ -272,12 +272,19 @@ def made_by(record: Mapping[str, Any]) -> dict[str, Fact]:
     Raises:
         KeyError: It is no such record.
     """
-    config = record["config"]
     return {
-        "network": network_kind(config),
         "weights": str(record["weights"]["file"]),
         **{f"{part}_sha256": str(record[part]["sha256"]) for part in ("weights", "codec", "text")},
+        **settings_of(record["config"]),
+    }
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Fact]:
+    """What of a configuration, by section, decides what a sample is."""
+    return {
+        "network": network_kind(config),
         "precision": str(config["train"]["precision"]),
+        "data.fps": float(config["data"]["fps"]),
         **{
             f"{section}.{name}": _fact(value)
             for section in _DECIDING

@@ -104,7 +104,7 @@ class TinyMeasure(Measure):
 
     def __init__(self, measure: Measure) -> None:
         self._measure = measure
-        self.name = HEAD + measure.name
+        self.name = HEAD + measure.name.removesuffix(_FLOW)
         self.tasks = measure.tasks
         self.compares_with_references = measure.compares_with_references
         self.may_be_missing, self.min_videos = measure.may_be_missing, measure.min_videos
@@ -128,14 +128,22 @@ class TinyMeasure(Measure):
     def scores(
         self, features: Mapping[str, Features], *, references: Mapping[str, Features]
     ) -> list[Score]:
-        """Those of the measure, by other names."""
+        """Those of the measure, by other names.
+
+        Raises:
+            ValueError: As of the measure, by this one's name.
+        """
+        try:
+            scores = self._measure.scores(features, references=references)
+        except ValueError as error:
+            raise ValueError(f"{HEAD}{error}") from error
         return [
             replace(
                 score,
                 name=HEAD + score.name.removesuffix(_FLOW),
                 facts={**score.facts, "comparable": False},
             )
-            for score in self._measure.scores(features, references=references)
+            for score in scores
         ]
 
 

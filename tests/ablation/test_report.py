@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from sat_udpdiff.ablation.figure import curves_png
+from sat_udpdiff.ablation.figure import curves_png, draw_panel
 from sat_udpdiff.ablation.grids import (
     NOTHING,
     all_grid,
@@ -17,13 +18,13 @@ from sat_udpdiff.ablation.grids import (
     paper_grids,
 )
 from sat_udpdiff.ablation.orderings import judge_all
-from sat_udpdiff.ablation.recipes import ARMS, CURVE_COLUMNS
+from sat_udpdiff.ablation.recipes import ARMS, CURVE_COLUMNS, CURVES
 from sat_udpdiff.ablation.report import Report, to_page, write_report
 from sat_udpdiff.ablation.scores import ScoreBook
 from sat_udpdiff.ablation.settings import AblationConfig
 from sat_udpdiff.ablation.sheets import Strip, sheet
 from sat_udpdiff.ablation.statistics import estimate
-from tests.ablation.made_up import STEP, TINY
+from tests.ablation.made_up import STEP, TINY, fill
 
 
 def report_of(book, **changes):
@@ -84,6 +85,20 @@ def test_figure_8_is_drawn_where_there_are_scores(book):
         assert has_colour(picture, rgb) and not has_colour(empty, rgb)
     grid = curve_grid(book, columns=TINY, seeds=3)
     assert [row[1] for row in grid.rows] == ["80", "160", "240", "320"] * 2
+
+
+def test_no_seed_lies_outside_of_figure_8() -> None:
+    book, column = ScoreBook(), TINY[CURVE_COLUMNS[0]]
+    # The second curve lies far above the first, and two seeds give bands far wider than both.
+    for number, row in enumerate(CURVES):
+        for step in (80, 160):
+            values = [0.1 + number / 2, 0.2 + number / 2]
+            fill(book, row.arm, row.task, values=values, step=step)
+    panel = Figure().subplots()
+    draw_panel(panel, book, column=column)
+    low, high = panel.get_ylim()
+    assert low <= 10 and 70 <= high and high - low < 100
+    assert panel.collections
 
 
 def test_the_report_has_numbers_verdicts_conditions_and_gaps(book, tmp_path):
