@@ -58,8 +58,10 @@ def check(config: AblationConfig, *, data: DataConfig, output: Path) -> None:
     try:
         prompts = len(find_prompts(chosen, fit=fit))
         references = len(find_references(chosen.reference, fit=fit).videos)
-        tasks = [task for arm in chosen_arms(config) for task in arm.judged for _ in range(prompts)]
-        check_counts(tasks, references=references, measures=measures)
+        tasks: list[Task | None] = []
+        for arm in chosen_arms(config):
+            tasks.extend(task for task in arm.judged if task not in tasks)
+        check_counts(tasks * prompts, references=references, measures=measures)
     except ValueError as error:
         raise ConfigError(f"evaluation.{error}") from error
 

@@ -225,7 +225,9 @@ def test_depth_that_cannot_be_judged() -> None:
     other = ArrayVideo(name="other", frames=video.frames[::-1], disparity=video.disparity)
     with pytest.raises(UnusableError, match="no truth is stored for these frames"):
         measure.features(other)
-    with pytest.raises(ValueError, match=r"depth\.align: expected some of none, median, lstsq"):
+    with pytest.raises(
+        ValueError, match=r"depth_scores\.align: expected some of none, median, lstsq"
+    ):
         DepthAgainstTruth(TRUTH, align=())
     with pytest.raises(ValueError, match="expected all or above_least, got 'some'"):
         inspect.unwrap(DepthAgainstTruth.__init__)(measure, TRUTH, scored="some")
