@@ -305,8 +305,9 @@ def show_plan(
         if one.network is not None:
             print(f"  {len(one.jobs)} samples in {one.folder}, {len(missing(one.jobs))} to be made")
             _check_counts(one, references=references, measures=chosen.measures)
+            wanted = settings_of(to_values(one.network))
             for job in one.jobs:
-                refuse_others(job, wanted=settings_of(to_values(one.network)))
+                refuse_others(job, wanted=wanted)
             continue
         found = one.videos()
         print(f"  {len(found.videos)} videos in {one.folder}")
