@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || sh .ci/install_torch $(BIN)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,dali]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,dali,mpi]'
 	@touch $@
 
 demo: venv ## train the tiny model on both tasks, sample it, show numbers and pictures (demo/)

@@ -22,6 +22,9 @@ Guidance = Literal["constant", "dynamic_released", "dynamic_step"]
 LoraTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 """Linears of a block that can get adapters, by the names that diffusers and peft give them."""
 
+GLOBAL_BATCH = "global_batch"
+"""In `run.allow_changes`: samples per optimizer step, which is no setting but follows from some."""
+
 FAMILIES = ("tiny", "2b", "5b", "1.5-5b")
 
 
@@ -244,8 +247,15 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Samples per rank and forward."""
     accumulation_steps: int = 1
+    global_batch: int = 0
+    """Samples per step over all ranks. 0: whatever micro_batch_size x accumulation_steps x ranks
+    makes; else accumulation_steps is set to keep it on any number of ranks that divides it."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[1, 2, 3] = 2
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    """What lies in the memory of the host, for GPUs that are too small; steps take longer.
+    optimizer: the fp32 weights and the moments of AdamW, whose step the CPU makes; weights: with
+    zero_stage 3, the weights as well."""
     reduce_bucket_elements: int = 200_000_000
     caption_dropout: float = 0.1
     """Probability that the text embedding is replaced by zeros (classifier-free guidance)."""
@@ -255,12 +265,41 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """Several processes on the same samples.
+
+    Processes = tensor_size x sequence_size x data ranks; the global batch counts data ranks alone.
+    """
+
+    sequence_size: int = 1
+    """Processes that share the tokens of every sample (Ulysses), for long clips: activations are
+    divided by it. Divides the heads: 48 by 2, 3, 4, 6, 8, .., 30 by 2, 3, 5, 6, .."""
+    tensor_size: int = 1
+    """Processes that share every layer's weights (SAT's model parallel), on one machine if it can
+    be: they talk four times in every layer. Divides the heads."""
+
+    @property
+    def size(self) -> int:
+        """Processes that work on the same samples."""
+        return self.tensor_size * self.sequence_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
     """Saving; to resume, run the same command again."""
 
     every_steps: int = 500
     keep_last: int = 2
-    """Older checkpoints are deleted after a newer one is complete; 0 = keep all."""
+    """Older checkpoints are deleted when so many complete ones are there; 0 = keep all."""
+    keep_every: int = 0
+    """Checkpoints of these steps (multiples) are never deleted; 0 = none. A multiple of
+    every_steps."""
+    asynchronous: bool = True
+    """Files are written while training goes on, and a checkpoint counts at the end of the step in
+    which the last of them is on the disk. Ranks hold what they write in host memory until then: 4
+    bytes per trained number, for each of the 3 to 4 files that falls to a rank. Off, and where
+    memory is short, training waits, and a rank holds one file at a time. Either way the bytes are
+    the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,6 +362,19 @@ class SampleConfig:
     guidance_scale: float = 6.0
     schedule: Literal["diffusers", "sat"] = "diffusers"
     """diffusers: the training table; sat: re-anchored on the sampled steps, as SAT releases."""
+    guidance_size: int = 1
+    """sample.py on several processes. 2 = one computes the branch with the prompt and one that
+    without. With any size above 1 the processes of a sample decode video and map side by side; what
+    is left of them makes other samples."""
+    sequence_size: int = 1
+    """Processes that share the tokens of a sample, as parallel.sequence_size in training."""
+    tensor_size: int = 1
+    """Processes that share the weights, as parallel.tensor_size in training."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """Processes that go through the network together."""
+        return ParallelConfig(sequence_size=self.sequence_size, tensor_size=self.tensor_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,6 +383,17 @@ class RunConfig:
 
     output: str = ""
     """Run folder: config.yaml, metrics.jsonl, checkpoints/; required for training."""
+    allow_changes: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint that the run goes on from, though they
+    alter training: [optimizer.lr]. `global_batch` stands for the samples per step over all
+    ranks."""
+    preflight: bool = True
+    """Before the first step all machines are compared, and asked for what the run needs. false: for
+    machines that are meant to differ."""
+    hang_minutes: float = 20.0
+    """Without a finished step for so long every rank prints its stack and the run ends, so that it
+    can be started again; longer than the slowest step and save. 0 = never. Validation is left out;
+    ranks wait for each other for 10 minutes more than this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -349,8 +412,15 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def global_batch(config: Config, *, processes: int) -> int:
+    """Samples of an optimizer step, over all data ranks and micro-batches."""
+    data_ranks = max(1, processes // config.parallel.size)
+    return config.train.micro_batch_size * config.train.accumulation_steps * data_ranks

@@ -6,20 +6,24 @@ Every message names the key first, then what was expected and what came.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from operator import attrgetter
 from typing import NoReturn, get_args
 
 from sat_udpdiff.config import (
+    GLOBAL_BATCH,
     TASKS,
     Config,
     ConfigError,
     LoraTarget,
+    ParallelConfig,
     follows_fixed_noise,
     makes_sample_videos,
 )
+from sat_udpdiff.config_sources import setting_types
 from sat_udpdiff.config_values import hint
 
-__all__ = ["check_device", "notes", "require", "validate"]
+__all__ = ["check_device", "keep_global_batch", "notes", "require", "validate"]
 
 _WHAT_IT_IS = {
     "data.shards": "the folder of shards to read",
@@ -34,15 +38,17 @@ _AT_LEAST_ONE = (
     "colormap.location_grid", "data.num_frames", "data.height", "data.width", "data.prefetch",
     "data.bucket_run", "data.shuffle_shards", "data.shuffle_run",
     "train.steps", "train.micro_batch_size", "train.accumulation_steps",
-    "train.reduce_bucket_elements", "checkpoint.every_steps", "log.every_steps",
-    "validation.num_steps", "validation.clips", "sample.num_steps",
+    "train.reduce_bucket_elements", "parallel.tensor_size", "parallel.sequence_size",
+    "checkpoint.every_steps", "log.every_steps",
+    "validation.num_steps", "validation.clips", "sample.num_steps", "sample.sequence_size",
+    "sample.tensor_size",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "seed", "lora.rank", "data.num_workers", "data.recolourings", "data.cache_gb",
     "diffusion.dense_loss_weight", "optimizer.weight_decay",
     "optimizer.gradient_clipping", "optimizer.warmup_steps", "train.max_bad_steps",
-    "checkpoint.keep_last", "log.heartbeat_seconds", "validation.every_steps",
-    "sample.guidance_scale",
+    "train.global_batch", "checkpoint.keep_last", "checkpoint.keep_every",
+    "log.heartbeat_seconds", "validation.every_steps", "sample.guidance_scale", "run.hang_minutes",
 )  # fmt: skip
 _ABOVE_ZERO = (
     "model.spatial_interpolation", "init.dense_scale", "codec.scale_factor", "diffusion.snr_shift",
@@ -65,6 +71,8 @@ def validate(config: Config) -> None:
     """Raise ConfigError on the first setting that cannot work, whatever machine it runs on."""
     _check_ranges(config)
     _check_heads(config)
+    _check_parallel(config)
+    _check_offload(config)
     _check_patches(config)
     _check_lora(config)
     _check_clip(config)
@@ -74,6 +82,7 @@ def validate(config: Config) -> None:
     _check_task_signal(config)
     _check_sampling(config)
     _check_validation(config)
+    _check_run(config)
 
 
 def require(config: Config, *keys: str) -> None:
@@ -88,6 +97,34 @@ def check_device(config: Config, *, device: str) -> None:
     """Raise ConfigError when the training precision does not exist on `device` (its type)."""
     if config.train.precision == "fp16" and device == "cpu":
         _fail("train.precision", expected="fp32 or bf16 on a CPU", got="fp16")
+
+
+def keep_global_batch(config: Config, *, processes: int) -> Config:
+    """The configuration whose `accumulation_steps` make `train.global_batch` of so many ranks.
+
+    Args:
+        config: Comes back as it is where no global batch is asked for.
+        processes: Of the run; those that share samples count once.
+
+    Raises:
+        ConfigError: It cannot be made of them; names the nearest that can.
+    """
+    train, ranks = config.train, max(1, processes // config.parallel.size)
+    at_a_time = train.micro_batch_size * ranks
+    if train.global_batch % at_a_time:
+        below = train.global_batch // at_a_time * at_a_time
+        nearest = f"{below}, {below + at_a_time}" if below else f"{at_a_time}"
+        _fail(
+            "train.global_batch",
+            "train.micro_batch_size",
+            expected=f"a multiple of {at_a_time} = {train.micro_batch_size} "
+            f"(train.micro_batch_size) x {ranks} ranks (nearest: {nearest})",
+            got=train.global_batch,
+        )
+    if not train.global_batch:
+        return config
+    steps = train.global_batch // at_a_time
+    return replace(config, train=replace(train, accumulation_steps=steps))
 
 
 def notes(config: Config) -> list[str]:
@@ -180,6 +217,44 @@ def _check_heads(config: Config) -> None:
         # Likewise over the whole width: 1/4 time, 3/8 column, 3/8 row, each half sine, half cosine.
         expected = "a multiple of 16 for sincos positions"
         _fail("model.hidden_size", "model.positions", expected=expected, got=model.hidden_size)
+
+
+def _check_parallel(config: Config) -> None:
+    parallel = config.parallel
+    keys = ("parallel.sequence_size", "parallel.tensor_size")
+    for section, sizes in (("parallel", parallel), ("sample", config.sample.parallel)):
+        _check_sizes(config, sizes, section=section)
+    if parallel.size > 1 and makes_sample_videos(config):
+        # Each rank makes and judges videos of its own, and these ranks go through a network
+        # together.
+        expected = "none with several processes per sample; sample from the checkpoints instead"
+        prompts = list(config.validation.prompts)
+        _fail("validation.prompts", *keys, expected=expected, got=prompts)
+    if parallel.tensor_size > 1 and config.train.zero_stage == 3:
+        expected = "1 or 2 with parallel.tensor_size above 1"
+        _fail("train.zero_stage", "parallel.tensor_size", expected=expected, got=3)
+
+
+def _check_sizes(config: Config, sizes: ParallelConfig, *, section: str) -> None:
+    heads, tensor = config.model.num_heads, f"{section}.tensor_size"
+    if heads % sizes.size:
+        _fail(
+            f"{section}.sequence_size",
+            tensor,
+            "model.num_heads",
+            expected=f"tensor_size x sequence_size to divide model.num_heads={heads}",
+            got=f"tensor {sizes.tensor_size} x sequence {sizes.sequence_size}",
+        )
+    if sizes.tensor_size > 1 and config.lora.rank:
+        expected = f"0 with {tensor} above 1; adapters are not cut"
+        _fail("lora.rank", tensor, expected=expected, got=config.lora.rank)
+
+
+def _check_offload(config: Config) -> None:
+    train = config.train
+    if train.offload == "weights" and train.zero_stage != 3:
+        expected = "none or optimizer with train.zero_stage below 3, which keeps whole weights"
+        _fail("train.offload", "train.zero_stage", expected=expected, got=train.offload)
 
 
 def _check_patches(config: Config) -> None:
@@ -327,6 +402,8 @@ def _check_task_signal(config: Config) -> None:
 
 
 def _check_sampling(config: Config) -> None:
+    size = config.sample.guidance_size
+    _check(config, "sample.guidance_size", expected="1 or 2", is_right=size in (1, 2))
     most = config.diffusion.num_train_timesteps
     for key in ("sample.num_steps", "validation.num_steps"):
         num_steps = attrgetter(key)(config)
@@ -370,6 +447,18 @@ def _check_validation(config: Config) -> None:
             expected=expected,
             got=validation.evaluation,
         )
+
+
+def _check_run(config: Config) -> None:
+    every, keep = config.checkpoint.every_steps, config.checkpoint.keep_every
+    if keep % every:
+        expected = f"a multiple of checkpoint.every_steps={every}, or 0"
+        _fail("checkpoint.keep_every", "checkpoint.every_steps", expected=expected, got=keep)
+    known = (*setting_types(), GLOBAL_BATCH)
+    for key in config.run.allow_changes:
+        if key not in known:
+            expected = f"settings, such as optimizer.lr{hint(key, known)}"
+            _fail("run.allow_changes", expected=expected, got=key)
 
 
 def _check(config: Config, key: str, *, expected: str, is_right: bool) -> None:

@@ -2,7 +2,8 @@
 
 The deepspeed launcher, torchrun, srun, mpirun and plain `python` each tell a process its rank in
 their own words. `init_distributed` reads them, fills in the words that torch and deepspeed read
-(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and joins the process group.
+(RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), waits for the others, whom it names if
+they do not come, and joins the process group.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import re
 import socket
 import sys
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,18 @@ from sat_udpdiff.config import ConfigError
 # Derived ports lie below 32768, where Linux begins to hand out ports to outgoing connections.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
 _LOOPBACK = "127.0.0.1"
+_MEETING_MINUTES = 10.0
+"""For all ranks to start: a large cluster may read Python from one disk."""
+
+
+_LOST_RANK = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Socket Timeout",
+)
+"""What gloo says when another rank is gone; NCCL's errors have a class of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,35 +67,50 @@ class LaunchFacts:
     world_size: int
     local_rank: int
     master_addr: str
+    """Where rank 0 listens; empty where MPI has yet to be asked."""
     master_port: int
 
 
-def init_distributed(*, device: str | None = None, timeout_minutes: int = 30) -> Place:
+def init_distributed(
+    *,
+    device: str | None = None,
+    timeout_minutes: float = 30.0,
+    meeting_minutes: float = _MEETING_MINUTES,
+) -> Place:
     """Join the process group; a second call returns the same place.
 
     Args:
         device: "cpu" or "cuda"; None takes CUDA where there is one.
         timeout_minutes: A rank that waits longer than this for the others gives up.
+        meeting_minutes: The same, until all have started.
 
     Raises:
-        ConfigError: What the launcher says is incomplete or contradicts itself.
+        ConfigError: What the launcher says is incomplete or contradicts itself, or ranks are
+            missing; names them.
     """
     place, facts = find_place(device=device)
     if dist.is_initialized():
         return place
+    if facts.launcher == "mpi" and facts.world_size > 1 and not os.environ.get("MASTER_ADDR"):
+        facts = _agree_by_mpi(facts)
     is_gpu = place.device.type != "cpu"
     # deepspeed moves to the GPU that LOCAL_RANK names, hence the index and not our own rank.
     _fill_environment(facts, local_rank=(place.device.index or 0) if is_gpu else facts.local_rank)
     if is_gpu:
         torch.cuda.set_device(place.device)
-    # One process needs no port, so that many can be started side by side.
-    alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    timeout = timedelta(minutes=timeout_minutes)
+    if place.world_size == 1:
+        # One process needs no port, so that many can be started side by side.
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        store = _meet(facts, minutes=meeting_minutes)
+        store.set_timeout(timeout)
     dist.init_process_group(
         place.backend,
-        store=alone if place.world_size == 1 else None,
+        store=store,
         rank=place.rank,
         world_size=place.world_size,
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timeout,
         device_id=place.device if is_gpu else None,
     )
     return place
@@ -109,10 +137,135 @@ def find_place(*, device: str | None = None) -> tuple[Place, LaunchFacts]:
     return place, facts
 
 
+def node_name() -> str:
+    """This machine as the run's owner knows it: Slurm's name for the node, or its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def spell_ranks(ranks: Iterable[int]) -> str:
+    """`rank 3`, or `ranks 0-3, 7`."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1][1:] = [rank]
+        else:
+            spans.append([rank])
+    spelled = ", ".join("-".join(map(str, span)) for span in spans)
+    return f"rank{'s' if len(spans) > 1 or len(spans[0]) > 1 else ''} {spelled}"
+
+
+def is_lost_rank(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone or no longer answers."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_RANK)
+
+
 def close_distributed() -> None:
     """Leave the process group; nothing happens where there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(status: int) -> int:
+    """Leave a run that did not come to its end, and return `status`.
+
+    One of several ranks ends here and now: in good order it would wait for those that are still in
+    a collective, which wait for it.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    close_distributed()
+    return status
+
+
+def _meet(facts: LaunchFacts, *, minutes: float) -> Any:
+    """The store (a TCPStore) that all ranks share, once each of them has signed in there."""
+    timeout = timedelta(minutes=minutes)
+    where = f"{facts.master_addr}:{facts.master_port}"
+    # torchrun keeps the store itself, for all ranks.
+    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    own = f"rank {facts.rank} on {node_name()}"
+    try:
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            facts.master_addr,
+            facts.master_port,
+            facts.world_size,
+            is_master=facts.rank == 0 and not is_kept,
+            timeout=timeout,
+            wait_for_workers=False,
+        )
+        store.set(f"here/{facts.rank}", node_name())
+    except RuntimeError as error:
+        what = "listen" if facts.rank == 0 and not is_kept else "reach rank 0"
+        raise ConfigError(f"{own}: cannot {what} at {where}: {_first_line(error)}") from None
+    keys = [f"here/{rank}" for rank in range(facts.world_size)]
+    try:
+        store.wait(keys, timeout)
+    except RuntimeError as error:
+        try:
+            missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        except RuntimeError:  # rank 0 has given up already, and said why
+            missing = [0]
+        if not missing:
+            raise ConfigError(f"{own}: {where}: {_first_line(error)}") from None
+        nodes = os.environ.get("SLURM_STEP_NODELIST")
+        raise ConfigError(
+            f"{own}: {spell_ranks(missing)} of {facts.world_size} did not come to {where} within "
+            f"{minutes:g} minutes{f' (the nodes are {nodes})' if nodes else ''}; look for their "
+            "messages, and whether their machines reach that address"
+        ) from None
+    return store
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _agree_by_mpi(facts: LaunchFacts) -> LaunchFacts:
+    """Address and a free port of rank 0, told to all by MPI, which knows every machine."""
+    try:
+        # Imported for its effect, which is to initialise MPI, and only where mpirun is at work.
+        from mpi4py import MPI  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError):
+        world = None
+    else:
+        world = MPI.COMM_WORLD
+    # An mpi4py that found another MPI than mpirun's is alone in its world.
+    if world is None or world.Get_size() != facts.world_size:
+        if facts.master_addr:
+            return facts
+        raise ConfigError(
+            "MASTER_ADDR is not set, and mpirun spans several machines: install mpi4py "
+            "(pip install 'udpdiff[mpi]'), or add `-x MASTER_ADDR=<host of rank 0>` to mpirun"
+        )
+    own = (facts.master_addr or _own_address(), _free_port())
+    address, port = world.bcast(own, root=0)
+    # MPI has done its work; still up, it would wait at the exit for ranks that are gone.
+    MPI.Finalize()
+    given = os.environ.get("MASTER_PORT")
+    return replace(facts, master_addr=address, master_port=facts.master_port if given else port)
+
+
+def _own_address() -> str:
+    """Address under which other machines reach this one."""
+    host = socket.gethostname()
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        address = _LOOPBACK
+    if not address.startswith("127."):
+        return address
+    # Debian knows a machine by its own name as 127.0.1.1. The way to anywhere else begins at an
+    # address that others see; nothing is sent to this one, which nobody has (RFC 5737).
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return host
+        return probe.getsockname()[0]
 
 
 def read_launch_facts(environ: Mapping[str, str]) -> LaunchFacts:
@@ -167,11 +320,6 @@ def _from_open_mpi(environ: Mapping[str, str]) -> LaunchFacts:
     world_size = _number(environ, "OMPI_COMM_WORLD_SIZE")
     is_one_machine = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(world_size)
     address = environ.get("MASTER_ADDR") or (_LOOPBACK if is_one_machine else "")
-    if not address:
-        raise ConfigError(
-            "MASTER_ADDR is not set, and mpirun spans several machines: "
-            "add `-x MASTER_ADDR=<host of rank 0>` to mpirun"
-        )
     # The same for all ranks of one mpirun, and different for another one beside it.
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or ""
     return LaunchFacts(

@@ -27,6 +27,7 @@ from sat_udpdiff.encoders.latents import LatentSize, latent_size
 from sat_udpdiff.encoders.text import TextEncoder
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.model.patches import extra_frames
+from sat_udpdiff.parallel.sampling import Helpers
 
 Stage = Literal["text", "denoise", "vae_video", "vae_dense", "colormap"]
 """Parts of sampling in their order: prompt to tokens, all steps of the network, latents to pixels
@@ -121,6 +122,7 @@ def generate(  # noqa: PLR0913 - two of them look on and change nothing
     config: Config,
     on_step: Callable[[int], object] | None = None,
     watch: StageWatch = unwatched,
+    helpers: Helpers | None = None,
 ) -> list[GeneratedSample]:
     """One sample per seed of the request, in their order.
 
@@ -131,11 +133,14 @@ def generate(  # noqa: PLR0913 - two of them look on and change nothing
         config: model, diffusion, colormap and sample settings.
         on_step: told the number of samples in the batch after each sampling step.
         watch: entered around each stage.
+        helpers: processes that decode in turn, all with the same arguments; only the first of
+            them gets samples, the others none. None = this process is alone.
 
     Raises:
         ValueError: the request does not fit the network; nothing was computed.
     """
     check_request(request, config=config)
+    helpers = helpers or Helpers()
     samples = []
     for first in range(0, len(request.seeds), request.batch_size):
         seeds = request.seeds[first : first + request.batch_size]
@@ -148,13 +153,10 @@ def generate(  # noqa: PLR0913 - two of them look on and change nothing
             on_step=on_step,
             watch=watch,
         )
-        for seed, latent in zip(seeds, latents, strict=True):
-            video, *maps = latent.split(config.model.latent_channels, dim=1)
-            # One after the other: decoding takes more memory than everything before it.
-            with watch("vae_video"):
-                rgb = to_uint8(encoders.codec.decode(video[None])[0])
-            with watch("vae_dense"):
-                dense = [to_uint8(encoders.codec.decode(z[None])[0]) for z in maps]
+        decoded = _decode(
+            latents, request, codec=encoders.codec, config=config, watch=watch, helpers=helpers
+        )
+        for seed, (rgb, *dense) in zip(seeds, decoded, strict=helpers.is_first):
             with watch("colormap"):
                 sample = _finish(request, seed=seed, rgb=rgb, dense=dense, config=config.colormap)
             samples.append(sample)
@@ -301,6 +303,29 @@ def _told(request: SampleRequest, config: Config) -> str:
     if config.model.task_signal == "prompt" and request.task is not None:
         return name_task(request.prompt, task=request.task)
     return request.prompt
+
+
+def _decode(  # noqa: PLR0913 - what decoding a batch takes
+    latents: Float[Tensor, "b t c h w"],
+    request: SampleRequest,
+    *,
+    codec: VideoCodec,
+    config: Config,
+    watch: StageWatch,
+    helpers: Helpers,
+) -> list[list[UInt8[np.ndarray, "t h w 3"]]]:
+    """Pixels of every sample: the video's, then those of the dense map, if there is one."""
+    views = [z for latent in latents for z in latent.split(config.model.latent_channels, dim=1)]
+    per_sample = len(views) // len(latents)
+
+    def decode(i: int) -> Tensor:
+        with watch("vae_dense" if i % per_sample else "vae_video"):
+            return torch.from_numpy(to_uint8(codec.decode(views[i][None])[0]))
+
+    # One after the other: decoding takes more memory than everything before it.
+    shape = (request.num_frames, request.height, request.width, 3)
+    pixels = [made.numpy() for made in helpers.make(decode, count=len(views), shape=shape)]
+    return [pixels[first : first + per_sample] for first in range(0, len(pixels), per_sample)]
 
 
 def _finish(

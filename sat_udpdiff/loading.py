@@ -3,7 +3,7 @@
 import platform
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ from sat_udpdiff.config import Config
 from sat_udpdiff.config_checks import check_device
 from sat_udpdiff.config_io import to_values
 from sat_udpdiff.encoders.source import DTYPES, TINY
-from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
+from sat_udpdiff.generation import Encoders, GeneratedSample, Network, SampleRequest, generate
+from sat_udpdiff.parallel.layout import Layout
+from sat_udpdiff.parallel.sampling import GuidanceParallel, Helpers, helpers_of, is_same_everywhere
 from sat_udpdiff.weights.beside import frozen_beside, own_config_file
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 from sat_udpdiff.weights.fingerprint import fingerprint
@@ -51,15 +53,23 @@ class Model:
     """Everything that makes samples; `load` makes it."""
 
     config: Config
-    network: "UDPDiffTransformer"
+    network: Network
     """In evaluation mode, frozen."""
     encoders: Encoders
     facts: dict[str, Any]
     """What all its samples have in common, for sample.json."""
+    helpers: Helpers = field(default_factory=Helpers)
+    """Processes that make samples together with this one."""
 
     @classmethod
     def load(
-        cls, load: str, *, config: Config, ema: bool = False, device: torch.device | None = None
+        cls,
+        load: str,
+        *,
+        config: Config,
+        ema: bool = False,
+        device: torch.device | None = None,
+        layout: Layout | None = None,
     ) -> "Model":
         """Load weights that are there, then the encoders, which take longer.
 
@@ -68,6 +78,7 @@ class Model:
             config: Of the network and its encoders.
             ema: Take the averaged weights.
             device: None = the GPU, if there is one.
+            layout: Of the processes that load it together; None = this one is alone.
 
         Raises:
             ValueError: Weights or encoders are missing, damaged or of another network, or the
@@ -81,14 +92,33 @@ class Model:
         network = load_network(weights, config=config, device=device)
         facts = common_facts(weights, config=config, network=network, encoders=encoders)
         facts["weights"] |= {"load": load, "ema": ema}
-        return cls(config=config, network=network, encoders=encoders, facts=facts)
+        if layout is None:
+            return cls(config=config, network=network, encoders=encoders, facts=facts)
+        if not is_same_everywhere(facts["weights"]["sha256"]):
+            raise ValueError(
+                f"--load: the processes found different weights at {load}: a run that trains on "
+                "makes new ones; name one of its checkpoints"
+            )
+        facts["processes"] = layout.sizes._asdict()
+        return cls(
+            config=config,
+            network=_shared(network, layout=layout),
+            encoders=encoders,
+            facts=facts,
+            helpers=helpers_of(layout, device=device),
+        )
 
     def generate(
         self, request: SampleRequest, *, on_step: Callable[[int], object] | None = None
     ) -> list[GeneratedSample]:
         """One sample per seed of the request; see `generation.generate`."""
         return generate(
-            self.network, request, encoders=self.encoders, config=self.config, on_step=on_step
+            self.network,
+            request,
+            encoders=self.encoders,
+            config=self.config,
+            on_step=on_step,
+            helpers=self.helpers,
         )
 
     def record(
@@ -121,6 +151,16 @@ def load_network(weights: Path, *, config: Config, device: torch.device) -> "UDP
     network = build_network(config.model, dtype=DTYPES[config.train.precision], device=device)
     load_weights(network, config, weights=str(weights), expand=False)
     return network.eval().requires_grad_(False)
+
+
+def _shared(network: "UDPDiffTransformer", *, layout: Layout) -> Network:
+    """This process's share of a network that all processes of `layout` have whole."""
+    from sat_udpdiff.parallel.network import share_out
+
+    share_out(network, layout=layout)
+    if layout.sizes.guidance == 1:
+        return network
+    return GuidanceParallel(network, group=layout.make_group("guidance"))
 
 
 def unseen_words(prompts: Sequence[str], *, encoders: Encoders) -> list[str]:

@@ -5,6 +5,11 @@ r"""Make videos and their dense maps from prompts.
 
 RUN is a run folder, one of its checkpoints, or a weights file. A run brings its own configuration;
 `--base` files and `key=value` settings go on top. Each sample gets a folder; see outputs.py.
+
+On several processes (torchrun, srun, mpirun) each makes samples of its own, or some together:
+
+    torchrun --nproc_per_node 8 sat_udpdiff/sample.py sample.guidance_size=2 \
+        sample.sequence_size=4 --load RUN ...
 """
 
 import argparse
@@ -12,16 +17,19 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sat_udpdiff.config import TASKS, Config
 from sat_udpdiff.config_io import dump_config, parse_cli
+from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
 from sat_udpdiff.generation import SampleRequest, check_request, check_task
 from sat_udpdiff.held_out import prompts_of_file
 from sat_udpdiff.loading import Model, settings_beside, unseen_words
 from sat_udpdiff.outputs import write_sample
+from sat_udpdiff.parallel.layout import Layout, lay_out
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 
 _SHORTCUTS = {
@@ -58,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 find_weights(options.load, ema=options.ema)
             print(dump_config(config) + "\n".join(str(f) for job in jobs for f in job.folders))
             return 0
-        model = Model.load(options.load, config=config, ema=options.ema)
+        layout = _lay_out(config, place=find_place()[0])
+        model = _load(options, config=config, layout=layout)
     except ValueError as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
-    for line in unseen_words([job.request.prompt for job in jobs], encoders=model.encoders):
-        print(f"sample.py: note: {line}", file=sys.stderr)
-    run(jobs, model=model)
+    if layout.rank == 0:
+        for line in unseen_words([job.request.prompt for job in jobs], encoders=model.encoders):
+            print(f"sample.py: note: {line}", file=sys.stderr)
+    run(jobs[layout.at.data :: layout.sizes.data], model=model, shows=layout.rank == 0)
+    if prod(layout.sizes) > 1:
+        close_distributed()
     return 0
 
 
@@ -110,15 +122,41 @@ def folder_name(request: SampleRequest, *, index: int, seed: int) -> str:
     return f"{index:03d}_{slug or 'prompt'}_{request.task or 'rgb'}_seed{seed}"
 
 
-def run(jobs: list[Job], *, model: Model) -> None:
-    """Make all samples, each written as soon as it is there."""
+def _lay_out(config: Config, *, place: Place) -> Layout:
+    sample = config.sample
+    return lay_out(
+        sample.parallel, place=place, guidance_size=sample.guidance_size, section="sample"
+    )
+
+
+def _load(options: argparse.Namespace, *, config: Config, layout: Layout) -> Model:
+    """The model, shared with the other processes where there are some."""
+    if prod(layout.sizes) == 1:
+        return Model.load(options.load, config=config, ema=options.ema)
+    # They meet here and not before: all have looked for existing samples when the first writes one.
+    device = init_distributed().device
+    # What is written beside a sample makes it again on one process.
+    alone = replace(config.sample, guidance_size=1, sequence_size=1, tensor_size=1)
+    config = replace(config, sample=alone)
+    return Model.load(options.load, config=config, ema=options.ema, device=device, layout=layout)
+
+
+def run(jobs: list[Job], *, model: Model, shows: bool = True) -> None:
+    """Make samples, each written as soon as it is there.
+
+    Args:
+        jobs: Of this process, and of those that work on the same samples.
+        model: What makes them.
+        shows: Whether this process has the progress bar.
+    """
     config = model.config
-    count = sum(len(job.folders) for job in jobs)
-    with tqdm(total=count * config.sample.num_steps, unit="step", dynamic_ncols=True) as bar:
+    steps = sum(len(job.folders) for job in jobs) * config.sample.num_steps
+    with tqdm(total=steps, unit="step", dynamic_ncols=True, disable=not shows) as bar:
         for job in jobs:
             bar.set_description(job.request.prompt[:_SLUG_LENGTH])
             samples = model.generate(job.request, on_step=bar.update)
-            for sample, folder in zip(samples, job.folders, strict=True):
+            # Of the processes that make a sample together, the first has it.
+            for sample, folder in zip(samples, job.folders, strict=model.helpers.is_first):
                 record = model.record(sample, request=job.request, folder=folder)
                 # What may be replaced was settled by `plan`.
                 write_sample(sample, folder, config=config, record=record, overwrite=True)

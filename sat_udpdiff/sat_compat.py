@@ -53,21 +53,33 @@ __all__ = [
     "ColumnParallelLinear",
     "RowParallelLinear",
     "ensure_model_parallel",
+    "model_parallel_group",
+    "mpu",
     "non_conflict",
 ]
 
 
-def ensure_model_parallel() -> None:
-    """Give SAT a model-parallel group of one, and a process group of one where there is none.
+def ensure_model_parallel(size: int = 1) -> None:
+    """Give SAT model-parallel groups of `size`, and a process group of one where there is none.
 
     The process group needs no environment variable, port or file: a program of one process
     (sampling, a test) builds a network without knowing that SAT is distributed inside. Programs
     that train call `distributed.init_distributed` first, and then their process group is used.
+
+    SAT has one group at a time, which its linears look up when they run. All processes call this.
+    Networks are built with groups of one, and cut afterwards (`parallel/tensor.py`).
     """
     if not dist.is_initialized():
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         # Groups that were made in a process group which is gone are unusable.
         mpu.destroy_model_parallel()
+    if mpu.model_parallel_is_initialized() and mpu.get_model_parallel_world_size() != size:
+        mpu.destroy_model_parallel()
     if not mpu.model_parallel_is_initialized():
-        mpu.initialize_model_parallel(1)
+        mpu.initialize_model_parallel(size)
+
+
+def model_parallel_group() -> dist.ProcessGroup:
+    """SAT's group: the processes that hold one network together."""
+    return mpu.get_model_parallel_group()

@@ -5,21 +5,35 @@ r"""Train: from clips to a network that makes a video and its dense map in one p
 
 torchrun, srun, mpirun and plain python start it as well. To resume, run the same command again.
 With --plan nothing starts: it prints what the run will be, and whether it fits.
+Exit status: 0 = train.steps are done; 75 = stopped by a signal and saved; others = it failed.
 """
 
 import argparse
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_loaders.loader import Batches
 from sat_udpdiff.config import Config
-from sat_udpdiff.config_checks import check_device, require
+from sat_udpdiff.config_checks import check_device, keep_global_batch, require
 from sat_udpdiff.config_io import parse_cli, save_config
 from sat_udpdiff.diffusion.schedule import make_schedule
-from sat_udpdiff.distributed import Place, close_distributed, init_distributed
+from sat_udpdiff.distributed import (
+    Place,
+    close_distributed,
+    init_distributed,
+    is_lost_rank,
+    leave,
+    node_name,
+)
+from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
-from sat_udpdiff.training.loop import Trainer, TrainingError, run
+from sat_udpdiff.training import ranks
+from sat_udpdiff.training.loop import RESUME, Trainer, TrainingError, run
+from sat_udpdiff.training.preflight import preflight
+from sat_udpdiff.training.run_lock import RunLock, hold
 from sat_udpdiff.training.run_log import log_by_rank
 from sat_udpdiff.training.setup import (
     build_engine,
@@ -27,7 +41,9 @@ from sat_udpdiff.training.setup import (
     find_resume_point,
     load_encoders,
     restore_or_start,
+    say,
 )
+from sat_udpdiff.training.stopping import STOPPED, StopRequest
 from sat_udpdiff.training.validation import make_validation
 from sat_udpdiff.weights.beside import frozen_beside
 
@@ -46,23 +62,56 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         data = "data.shards" if config.data.source == "video" else "data.latents"
         require(config, data, "run.output")
-        place = init_distributed()
-        log_by_rank(place)
-        check_device(config, device=place.device.type)
-        train(config, place=place)
+        with StopRequest() as stop:
+            return start(config, stop=stop)
     except (ValueError, OSError, TrainingError) as error:
         # The user's to mend: one line, no traceback.
         sys.stderr.write(f"train.py: {error}\n")
-        return 1
-    finally:
-        close_distributed()
-    return 0
+        return leave(1)
+    except KeyboardInterrupt:
+        return leave(128 + signal.SIGINT)
+    except SystemExit as end:  # of the preflight, or by a signal before the first step
+        return leave(int(end.code or 0))
+
+
+def start(config: Config, *, stop: StopRequest) -> int:
+    """Meet the other ranks and train; returns the exit status.
+
+    Raises:
+        ValueError: As all of `train`; also OSError and TrainingError.
+    """
+    # A rank that hangs is to tell where before the others give up waiting for it.
+    waiting = 10.0 + (config.run.hang_minutes or 20.0)
+    place = init_distributed(timeout_minutes=waiting)
+    log_by_rank(place)
+    try:
+        check_device(config, device=place.device.type)
+        config = keep_global_batch(config, processes=place.world_size)
+        with hold(Path(config.run.output), place=place, tell=say) as lock:
+            is_done = train(config, place=place, stop=stop, lock=lock)
+        # No rank ends while another is at work: launchers end all when the first one is gone.
+        ranks.wait_for_all(place=place)
+    except (ValueError, OSError, TrainingError):
+        raise
+    except Exception as error:
+        # A bug, or the end of another rank; which of many ranks it was stands before the rest.
+        sys.stderr.write(f"train.py: rank {place.rank} of {place.world_size} on {node_name()}: ")
+        if is_lost_rank(error):
+            reason = str(error).strip().splitlines()[0]
+            sys.stderr.write(f"another rank is gone and has said why ({reason}); {RESUME}\n")
+        else:
+            sys.stderr.write(f"failed\n{traceback.format_exc()}")
+        return leave(1)
+    close_distributed()
+    return 0 if is_done else STOPPED
 
 
 def show_plan(config: Config, *, options: argparse.Namespace) -> int:
     """Print the plan; 0 where the run fits, 1 where it does not, 2 where there is none."""
     try:
-        report, fits = plan_report(config, machine=machine.read_machine(options))
+        gpus = machine.read_machine(options)
+        config = keep_global_batch(config, processes=gpus.gpus)
+        report, fits = plan_report(config, machine=gpus)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"train.py: {error}\n")
         return 2
@@ -70,16 +119,22 @@ def show_plan(config: Config, *, options: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
-def train(config: Config, *, place: Place) -> None:
-    """One run, from where it stands to its end."""
+def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | None) -> bool:
+    """One run, from where it stands to its end; returns whether all steps are done.
+
+    `lock` holds its folder, on the first rank.
+    """
     output = Path(config.run.output)
+    layout = lay_out(config.parallel, place=place)
+    if config.run.preflight:
+        preflight(config, place=place)
     resume_point = find_resume_point(config, place=place)
     check_weights(config, place=place, resume_point=resume_point)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
     data = Batches(
         config,
-        place_rank=place.rank,
-        world_size=place.world_size,
+        place_rank=layout.at.data,
+        world_size=layout.sizes.data,
         start=first,
         device=place.device,
     )
@@ -99,9 +154,11 @@ def train(config: Config, *, place: Place) -> None:
         schedule=make_schedule(config.diffusion).to(place.device),
         state=state,
         ema=ema,
+        stop=stop,
+        lock=lock,
     )
     with data:
-        run(trainer, data, validate=validation)
+        return run(trainer, data, validate=validation)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

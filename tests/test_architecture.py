@@ -13,6 +13,7 @@ FLOORS = [
     {
         "sat_udpdiff.encoders",
         "sat_udpdiff.model",
+        "sat_udpdiff.parallel",
         "sat_udpdiff.sat_compat",
         "sat_udpdiff.distributed",
         "data_loaders",

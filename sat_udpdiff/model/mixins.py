@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sat_udpdiff.config import ModelConfig
 from sat_udpdiff.model.modulation import gated_residual, modulated_norm
-from sat_udpdiff.model.patches import join_patches, output_projection, patch_projection
+from sat_udpdiff.model.patches import output_projection, patch_projection
 from sat_udpdiff.model.positions import TokenGrid, rotary_table, rotate, sincos_table
 from sat_udpdiff.sat_compat import BaseMixin, non_conflict
 
@@ -163,28 +163,28 @@ class AdaLNLayers(BaseMixin):
             norm=layer.input_layernorm,
             text=(t_shift, t_scale),
             video=(v_shift, v_scale),
-            text_length=grid.text,
+            text_length=grid.text_here,
         )
         hidden = gated_residual(
             hidden,
             update=layer.attention(normed, mask, layer_id=index, grid=grid),
             text_gate=t_gate,
             video_gate=v_gate,
-            text_length=grid.text,
+            text_length=grid.text_here,
         )
         normed = modulated_norm(
             hidden,
             norm=layer.post_attention_layernorm,
             text=(t_mlp_shift, t_mlp_scale),
             video=(v_mlp_shift, v_mlp_scale),
-            text_length=grid.text,
+            text_length=grid.text_here,
         )
         return gated_residual(
             hidden,
             update=layer.mlp(normed, layer_id=index),
             text_gate=t_mlp_gate,
             video_gate=v_mlp_gate,
-            text_length=grid.text,
+            text_length=grid.text_here,
         )
 
     @non_conflict
@@ -209,11 +209,10 @@ class AdaLNLayers(BaseMixin):
 
 
 class FinalLayer(BaseMixin):
-    """Video tokens back to latents."""
+    """Video tokens to the values of their patches."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
         self.norm_final = nn.LayerNorm(config.hidden_size, eps=_FINAL_NORM_EPS)
         self.linear = output_projection(config, groups=1)
         self.adaLN_modulation = nn.Sequential(
@@ -227,8 +226,8 @@ class FinalLayer(BaseMixin):
         emb: Float[Tensor, "b e"],
         grid: TokenGrid,
         **kwargs: object,
-    ) -> Float[Tensor, "b t c h w"]:
+    ) -> Float[Tensor, "b n_video f"]:
         """SAT's last step, after its own final norm; text tokens end here."""
         shift, scale = self.adaLN_modulation(emb)[:, None].chunk(2, dim=-1)
-        video = torch.addcmul(shift, self.norm_final(logits[:, grid.text :]), 1 + scale)
-        return join_patches(self.linear(video), grid=grid, config=self.config)
+        video = torch.addcmul(shift, self.norm_final(logits[:, grid.text_here :]), 1 + scale)
+        return self.linear(video)

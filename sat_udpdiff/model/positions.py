@@ -25,6 +25,8 @@ class TokenGrid:
     frames: int
     rows: int
     columns: int
+    part: tuple[int, int] | None = None
+    """First token that this process holds, and the one after its last; None = it holds all."""
 
     @property
     def video(self) -> int:
@@ -35,6 +37,16 @@ class TokenGrid:
     def total(self) -> int:
         """Number of tokens, text and video."""
         return self.text + self.video
+
+    @property
+    def here(self) -> slice:
+        """The tokens that this process holds."""
+        return slice(0, self.total) if self.part is None else slice(*self.part)
+
+    @property
+    def text_here(self) -> int:
+        """Number of text tokens among them; they come first."""
+        return max(0, min(self.text, self.here.stop) - self.here.start)
 
 
 def _coordinates(grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,6 +24,7 @@ from sat_udpdiff.model.patches import (
     OutputProjection,
     PatchProjection,
     SpaceTimeProjection,
+    join_patches,
     token_grid,
 )
 from sat_udpdiff.model.positions import timestep_waves
@@ -35,6 +36,9 @@ from sat_udpdiff.sat_compat import (
     RowParallelLinear,
     ensure_model_parallel,
 )
+
+SEQUENCE_MIXIN = "sequence"
+"""Name of the mixin that shares the tokens out over processes, where there is one."""
 
 _BLOCK_NORM_EPS = 1e-5
 _INIT_STD = 0.02
@@ -101,15 +105,19 @@ class UDPDiffTransformer(BaseModel):
             latent_height=latents.shape[3],
             latent_width=latents.shape[4],
         )
+        if SEQUENCE_MIXIN in self.mixins:
+            sequence: Any = self.get_mixin(SEQUENCE_MIXIN)
+            grid = sequence.share(grid)
         emb = self.time_embed(timestep_waves(timesteps, size=self.config.hidden_size).to(dtype))
         if self.config.task_signal == "embedding":
             table: Any = self.get_mixin("task_embedding")
             emb = table.add_task(emb, task=task)
         # SAT wants token ids, positions and a mask; the mixins read none of them.
         unused = latents.new_ones(1, 1)
-        return super().forward(
+        features = super().forward(
             unused, unused, unused, latents=latents, text=text, emb=emb, grid=grid
         )[0]
+        return join_patches(features, grid=grid, config=self.config)
 
 
 def build_network(

@@ -32,7 +32,9 @@ _LATENT_COPIES = 5
 _UNITS_WITHOUT_GRADIENTS = {"rotary": 13, "sincos": 10.5}
 
 
-def activation_bytes(model: ModelConfig, *, sizes: Sizes, precision: str, batch: int) -> float:
+def activation_bytes(
+    model: ModelConfig, *, sizes: Sizes, precision: str, batch: int, sequence_size: int = 1
+) -> float:
     """The most that forward and backward hold at once beyond weights and their gradients.
 
     Args:
@@ -40,9 +42,10 @@ def activation_bytes(model: ModelConfig, *, sizes: Sizes, precision: str, batch:
         sizes: Of its input.
         precision: Of training: fp32, bf16 or fp16.
         batch: Samples that go through it together.
+        sequence_size: Processes that share their tokens.
     """
     width = BYTES[precision]
-    tokens = batch * sizes.tokens
+    tokens = batch * sizes.tokens / sequence_size
     unit = float(tokens * model.hidden_size * width)
     statistics = 4 * tokens * (_STATISTICS_PER_TOKEN + _STATISTICS_PER_HEAD * model.num_heads)
     layer = _UNITS_PER_LAYER * unit + statistics
@@ -52,7 +55,8 @@ def activation_bytes(model: ModelConfig, *, sizes: Sizes, precision: str, batch:
     in_layer = _GRADIENTS_OF_LAYER * unit + 4 * model.hidden_size**2 * width
     if _is_last_recomputed(model):
         in_layer += layer - unit
-    return kept + max(in_layer, _UNITS_AT_HEAD * unit) + _input_bytes(model, sizes, unit, batch)
+    whole = _input_bytes(model, sizes, sequence_size * unit, batch)
+    return kept + max(in_layer, _UNITS_AT_HEAD * unit) + whole
 
 
 def sampling_bytes(model: ModelConfig, *, sizes: Sizes, precision: str) -> float:

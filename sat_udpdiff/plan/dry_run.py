@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
+from sat_udpdiff.config_checks import keep_global_batch
 from sat_udpdiff.config_io import dump_config, notes
 from sat_udpdiff.distributed import read_launch_facts
 from sat_udpdiff.plan.memory import Memory, estimate_memory
@@ -49,6 +50,7 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
         ValueError: The codec does not fit the configuration.
     """
     launched = read_launch_facts(os.environ).world_size
+    config = keep_global_batch(config, processes=launched)
     sizes = derive_sizes(config)
     columns = sorted(set(world_sizes or {1, 8, launched}))
     parts = [
@@ -66,7 +68,7 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
 
 def _format_sizes(config: Config, *, sizes: Sizes, world_size: int) -> str:
     train = config.train
-    batch = train.micro_batch_size * train.accumulation_steps * world_size
+    batch = global_batch(config, processes=world_size)
     step = sizes.sample_flops * batch
     layers = RECOMPUTED_LAYERS[config.model.activation_checkpointing]
     pairs = [

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass
 
 from sat_udpdiff.config import Config, ConfigError
 from sat_udpdiff.config_values import hint
+from sat_udpdiff.plan import cluster
+from sat_udpdiff.plan.cluster import Cluster, read_cluster, read_count, read_number
 from sat_udpdiff.training.throughput import GPUS
 
 _DEFAULT_GPUS = 8
 _DEFAULT_GPU = "a100"
-_OPTIONS = ("gpus", "gpu", "gpu_memory", "mfu")
+_OPTIONS = ("gpus", "gpu", "gpu_memory", "mfu", *cluster.OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,7 @@ class Machine:
     """The GPUs of a run."""
 
     gpus: int
+    """On all nodes together."""
     gpu: str
     """Key of GPUS."""
     memory: float
@@ -28,6 +30,8 @@ class Machine:
     """Of one at 16 bits, FLOP/s."""
     mfu: float
     """Share of the peak that all that a step computes is expected to reach."""
+    cluster: Cluster | None = None
+    """What is around them; None where nobody asked."""
 
     def peak_at(self, precision: str) -> float | None:
         """Peak FLOP/s for a training precision; None for fp32, of which no table is kept."""
@@ -53,7 +57,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="print work, memory, time and advice; the exit status is 0 where it fits, 1 where it "
         "does not, 2 for a wrong option",
     )
-    group.add_argument("--gpus", metavar="N", help=f"how many (default {_DEFAULT_GPUS})")
+    group.add_argument(
+        "--gpus",
+        metavar="N",
+        help=f"how many on all nodes together (default {_DEFAULT_GPUS} per node)",
+    )
     group.add_argument(
         "--gpu", metavar="TYPE", help=f"{', '.join(GPUS)} (default {_DEFAULT_GPU}, the paper's)"
     )
@@ -66,6 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="share of the GPU's peak that a step is expected to reach, recomputed layers and "
         "encoders included (default: 0.48 for A100, 0.4 for others)",
     )
+    cluster.add_options(group)
 
 
 def is_planning(options: argparse.Namespace) -> bool:
@@ -91,32 +100,28 @@ def read_machine(options: argparse.Namespace) -> Machine:
     if name not in GPUS:
         raise ConfigError(f"--gpu: expected one of {', '.join(GPUS)}{hint(name, GPUS)}, got {name}")
     gpu = GPUS[name]
-    gpus, memory, mfu = (options.gpus, options.gpu_memory, options.mfu)
-    count = _number(gpus, option="--gpus", expected="a whole number of at least 1")
-    if count is not None and (count < 1 or count != int(count)):
-        raise ConfigError(f"--gpus: expected a whole number of at least 1, got {gpus}")
-    memory_gb = _number(memory, option="--gpu-memory", expected="GB above 0, such as 80")
-    if memory_gb is not None and memory_gb <= 0:
-        raise ConfigError(f"--gpu-memory: expected GB above 0, such as 80, got {memory}")
-    share = _number(mfu, option="--mfu", expected="a share above 0, up to 1")
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"--mfu: expected a share above 0, up to 1, got {mfu}")
+    around = read_cluster(options)
+    nodes = around.nodes if around else 1
+    count = read_count(options.gpus, option="--gpus")
+    if count is not None and count % nodes:
+        raise ConfigError(f"--gpus: expected a multiple of --nodes {nodes}, got {count}")
+    memory_gb = read_number(
+        options.gpu_memory,
+        option="--gpu-memory",
+        expected="GB above 0, such as 80",
+        is_valid=lambda value: value > 0,
+    )
+    share = read_number(
+        options.mfu,
+        option="--mfu",
+        expected="a share above 0, up to 1",
+        is_valid=lambda value: 0 < value <= 1,
+    )
     return Machine(
-        gpus=_DEFAULT_GPUS if count is None else int(count),
+        gpus=_DEFAULT_GPUS * nodes if count is None else count,
         gpu=name,
         memory=1e9 * (gpu.memory_gb if memory_gb is None else memory_gb),
         peak_flops=gpu.peak_flops,
         mfu=gpu.assumed_mfu if share is None else share,
+        cluster=around,
     )
-
-
-def _number(text: str | None, *, option: str, expected: str) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"{option}: expected {expected}, got {text}")
-    return value

@@ -99,7 +99,11 @@ def estimate_memory(
         buckets=zero.buckets,
         gathered=zero.gathered,
         activations=activation_bytes(
-            model, sizes=sizes, precision=train.precision, batch=train.micro_batch_size
+            model,
+            sizes=sizes,
+            precision=train.precision,
+            batch=train.micro_batch_size,
+            sequence_size=config.parallel.sequence_size,
         ),
         start=max(0.0, zero.start - states),
         encoding=zero.staying + frozen.encoding_bytes if frozen.encoding_bytes else 0.0,

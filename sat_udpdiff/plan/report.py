@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.config_io import notes
 from sat_udpdiff.plan.advice import Outcome, examine, uses_of_room, ways_to_fit
 from sat_udpdiff.plan.machine import Machine, Situation
-from sat_udpdiff.plan.sizes import Sizes, derive_sizes
+from sat_udpdiff.plan.scale_report import cluster_section
+from sat_udpdiff.plan.sizes import Sizes, count_kinds, derive_sizes
 from sat_udpdiff.plan.tables import (
     RECOMPUTED_LAYERS,
     days,
@@ -38,12 +39,13 @@ def plan_report(config: Config, *, machine: Machine) -> tuple[str, bool]:
         ValueError: The codec does not fit the configuration.
     """
     situation = Situation(config=config, machine=machine)
-    outcome, sizes = examine(situation), derive_sizes(config)
+    outcome, sizes, work = examine(situation), derive_sizes(config), count_work(config)
     parts = [
         _verdict(outcome),
         _section("the run", _run_rows(config, sizes=sizes, machine=machine)),
         f"memory of each GPU, GB of 10^9 bytes\n{_memory_table(outcome)}",
-        _section("work and time", _work_rows(outcome, work=count_work(config), sizes=sizes)),
+        _section("work and time", _work_rows(outcome, work=work, sizes=sizes)),
+        cluster_section(config, machine=machine, sizes=sizes, work=work),
         _advice(outcome),
         _section("not in these figures", [(line, "") for line in _caveats(outcome)]),
     ]
@@ -165,7 +167,7 @@ def _phase_labels(outcome: Outcome) -> dict[str, str]:
 def _work_rows(outcome: Outcome, *, work: Work, sizes: Sizes) -> list[tuple[str, str]]:
     config, machine = outcome.situation.config, outcome.situation.machine
     train, duration = config.train, outcome.duration
-    batch = train.micro_batch_size * train.accumulation_steps * machine.gpus
+    batch = global_batch(config, processes=machine.gpus)
     pairs = [
         ("one sample", flops(work.total)),
         ("", _parts_of(work)),
@@ -180,8 +182,7 @@ def _work_rows(outcome: Outcome, *, work: Work, sizes: Sizes) -> list[tuple[str,
                               f"(metrics.jsonl: mfu {duration.mfu:.2f})"),
             (f"{train.steps:,} steps", days(duration.days)),
         ]  # fmt: skip
-    # One kind of tensor per rank: weights, two moments, average.
-    writers = min(machine.gpus, 4 if config.ema.enabled else 3)
+    writers = min(machine.gpus, count_kinds(config))
     who = f"each of {writers} ranks" if writers > 1 else "the rank"
     pairs += [
         ("checkpoint", describe_checkpoint(config, sizes=sizes)),
@@ -260,4 +261,6 @@ def _caveats(outcome: Outcome) -> list[str]:
         lines.append("workspace that cuDNN takes for the codec's convolutions")
     if config.data.decoder == "dali":
         lines.append("frames that DALI decodes on the GPU")
+    if outcome.situation.machine.cluster is not None:
+        lines.append("latency, other jobs on the network, memory where layers or tokens are split")
     return lines

@@ -23,6 +23,8 @@ from sat_udpdiff.model.transformer import build_network
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Per number, by the names that the configuration gives to dtypes."""
+# deepspeed's own default (stage3_param_persistence_threshold), which `to_deepspeed` leaves alone.
+_SMALL_TENSOR = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,8 @@ class Parameters:
     total: int
     trained: int
     """Those that have a gradient, an optimizer state and a place in checkpoints."""
+    small: int = 0
+    """Those of tensors so small that ZeRO 3 leaves them on every GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +85,7 @@ def derive_sizes(config: Config) -> Sizes:
         backward_flops=backward,
         sample_flops=forward + backward + recomputed * forward,
         network_bytes=4 * parameters.trained,
-        # fp32: the weights, the two moments of AdamW, and the average where there is one.
-        checkpoint_bytes=(12 + 4 * config.ema.enabled) * parameters.trained,
+        checkpoint_bytes=4 * count_kinds(config) * parameters.trained,
     )
 
 
@@ -104,7 +107,16 @@ def _count_parameters(model: ModelConfig, lora: LoraConfig) -> Parameters:
     return Parameters(
         total=sum(weight.numel() for weight in weights),
         trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+        small=sum(weight.numel() for weight in weights if weight.numel() <= _SMALL_TENSOR),
     )
+
+
+def count_kinds(config: Config) -> int:
+    """Tensors per weight in a checkpoint, all fp32, each kind in a file and by a writer of its own.
+
+    The weight, the two moments of AdamW, and the average where there is one.
+    """
+    return 3 + config.ema.enabled
 
 
 def count_samples(config: Config) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.plan.sizes import Sizes, count_samples
 
 RECOMPUTED_LAYERS = {"none": "no layer", "selective": "every second layer", "full": "every layer"}
@@ -70,7 +70,8 @@ def describe_run(
 ) -> list[tuple[str, str]]:
     """What is trained, on how much, as rows."""
     train = config.train
-    batch = train.micro_batch_size * train.accumulation_steps * gpus
+    batch = global_batch(config, processes=gpus)
+    ranks = _describe_ranks(config, gpus=gpus, processes=processes)
     frames, channels, height, width = sizes.latent
     trained = sizes.trained_parameters
     share = "" if trained == sizes.parameters else f", {trained:,} of them trained"
@@ -79,17 +80,24 @@ def describe_run(
         ("tokens", f"{sizes.text_tokens} text + {sizes.video_tokens:,} video = {sizes.tokens:,}"),
         ("parameters", f"{sizes.parameters:,}{share}"),
         ("global batch", f"{batch} = {train.micro_batch_size} x {train.accumulation_steps} "
-                         f"accumulated x {gpus} {processes}"),
+                         f"accumulated x {ranks}"),
         ("samples drawn", f"{batch * train.steps:,} in {train.steps:,} steps"),
         ("samples per epoch", _describe_samples(config, batch=batch)),
     ]  # fmt: skip
 
 
+def _describe_ranks(config: Config, *, gpus: int, processes: str) -> str:
+    size = config.parallel.size
+    groups = f"{max(1, gpus // size)} groups of {size} {processes}"
+    return groups if size > 1 else f"{gpus} {processes}"
+
+
 def describe_checkpoint(config: Config, *, sizes: Sizes) -> str:
     """Size of a checkpoint, and of all that lie on the disk at once."""
-    keep = config.checkpoint.keep_last
+    keep, every = config.checkpoint.keep_last, config.checkpoint.keep_every
+    saves = max(1, config.train.steps // config.checkpoint.every_steps)
     # The oldest is deleted when the newest is complete.
-    count = keep + 1 if keep else max(1, config.train.steps // config.checkpoint.every_steps)
+    count = min(saves, keep + 1 + (config.train.steps // every if every else 0)) if keep else saves
     size = sizes.checkpoint_bytes / 1e9
     return (
         f"{size:,.2f} GB, of which the network {sizes.network_bytes / 1e9:,.2f} GB; "

@@ -63,11 +63,13 @@ def estimate_duration(config: Config, *, work: Work, peak_flops: float, mfu: flo
         mfu: Share of the peak that all of `work` reaches, waiting for others included.
     """
     samples = config.train.micro_batch_size * config.train.accumulation_steps  # of one GPU
-    seconds = samples * work.total / (peak_flops * mfu)
+    # Each of the processes that share a sample encodes it.
+    share = work.encoding + (work.total - work.encoding) / config.parallel.size
+    seconds = samples * share / (peak_flops * mfu)
     return Duration(
         step_seconds=seconds,
         days=seconds * config.train.steps / 86_400,
-        mfu=samples * flops_per_sample(config) / (seconds * peak_flops),
+        mfu=samples * flops_per_sample(config) / (config.parallel.size * seconds * peak_flops),
     )
 
 

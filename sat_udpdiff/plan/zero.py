@@ -16,7 +16,7 @@ from sat_udpdiff.training.engine import to_deepspeed
 # be there at once (stage3_max_live_parameters), those fetched together, which lie in one buffer
 # before each gets its own (stage3_prefetch_bucket_size), and those that step together
 # (sub_group_size).
-_MOST_GATHERED = 1_000_000_000
+MOST_GATHERED = 1_000_000_000
 _FETCHED_TOGETHER = 50_000_000
 _STEP_TOGETHER = 1e9
 
@@ -102,7 +102,7 @@ def _gathered_bytes(total: int, width: int, world_size: int) -> float:
     """Weights of the layers at work; one GPU has them all and copies none."""
     if world_size == 1:
         return 0.0
-    return float((min(total, _MOST_GATHERED) + min(total, _FETCHED_TOGETHER)) * width)
+    return float((min(total, MOST_GATHERED) + min(total, _FETCHED_TOGETHER)) * width)
 
 
 def _together(stage: int) -> float:

@@ -6,52 +6,56 @@
                               ema.safetensors          averaged weights, if any
                               config.yaml              resolved configuration
                               state.json               counters, and the size of every file
+                              SHA256SUMS               of every file
     checkpoints/latest                                 name of the newest one
 
 A folder is written under another name, flushed to disk and renamed; `latest` moves last. Nothing is
 pickled. Every tensor is whole and named, so a run may resume on another number of ranks or another
-ZeRO stage. Each kind of tensor is gathered to and written by a rank of its own.
+ZeRO stage. Each kind of tensor is gathered to and written by a rank of its own, which takes its
+sum; with `checkpoint.asynchronous` while training goes on.
 
 With LoRA the files hold what is trained, and in their metadata a fingerprint of the rest.
 """
 
-import json
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from sat_udpdiff.config import Config
-from sat_udpdiff.config_io import save_config
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.training import ranks
+from sat_udpdiff.training.all_or_none import all_or_none, what_is_kept
+from sat_udpdiff.training.checkpoint_files import (
+    clear_staging,
+    prune,
+    publish,
+    staging_of,
+    write_tensors,
+)
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import MASTERS, MOMENTS
+from sat_udpdiff.training.host_memory import lack_of_memory
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.run_folder import (
     BASE_FINGERPRINT,
-    CHECKPOINTS,
-    CONFIG_FILE,
     EMA_FILE,
     FORMAT_VERSION,
-    LATEST,
     NETWORK_FILE,
-    STATE_FILE,
-    STEP_PREFIX,
     Checkpoint,
     CheckpointError,
     step_folder,
 )
 
 EMA_KIND = "ema"
-_STAGING = ".staging_"
 _PACKAGES = ("torch", "deepspeed", "safetensors", "SwissArmyTransformer")
 
 
@@ -70,49 +74,191 @@ class Tensors(Protocol):
     def set_counters(self, counters: Mapping[str, float]) -> None: ...  # noqa: D102
 
 
+@dataclass(kw_only=True, slots=True)
+class _Flight:
+    """A save whose files are being written."""
+
+    target: Path
+    content: dict[str, Any]
+    """Of state.json; on the first rank alone."""
+    files: dict[str, Future[str]] = field(default_factory=dict)
+    """Name of each file of this rank -> its sum, once it is on the disk."""
+
+    @property
+    def is_writing(self) -> bool:
+        return not all(file.done() for file in self.files.values())
+
+    def wait(self) -> dict[str, str]:
+        """Sums of this rank's files; raises what went wrong with the first that failed."""
+        wait(self.files.values())  # for all, so that nobody writes where a failed save is removed
+        return {name: file.result() for name, file in self.files.items()}
+
+
+class Saver:
+    """Saves the checkpoints of a run, one after another.
+
+    Every rank has one and makes the same calls in the same order: all succeed or all raise. What is
+    said between ranks is said here, in the thread that calls; the writing thread knows files alone.
+
+    Args:
+        config: Of the run.
+        place: Of this rank.
+        guard: Called on the first rank before a checkpoint is published; what it raises
+            (CheckpointError) ends the save.
+        tell: Called on the first rank with a line of what went wrong and ends nothing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        place: Place,
+        guard: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self._config, self._place, self._guard, self._tell = config, place, guard, tell
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._flight: _Flight | None = None
+        self._has_told = False
+
+    def save(self, engine: Tensors, *, ema: EMA | None, state: TrainState) -> None:
+        """Take the state as it is now; published at once, or with `asynchronous` by `poll`.
+
+        An earlier save that is being written still is waited for. Asynchronous, the ranks that
+        write hold what they write in their memory until it is on the disk: of n kinds of tensor
+        over w ranks, n / w kinds (rounded up) of 4 bytes per trained number. A save for which a
+        machine has too little memory is synchronous.
+
+        Raises:
+            CheckpointError: This save or the one before could not be written. Older checkpoints are
+                as they were.
+        """
+        self.finish()
+        place, run = self._place, Path(self._config.run.output)
+        target = step_folder(run, step=state.step)
+        self._check_guard(target)
+        with self._together(target):
+            if place.is_main:
+                clear_staging(target.parent)
+                staging_of(target).mkdir(parents=True)
+                _check_space(run, engine=engine, has_ema=ema is not None)
+        content = _content(engine, ema=ema, state=state, place=place) if place.is_main else {}
+        flight = _Flight(target=target, content=content)
+        facts = {"step": str(state.step)}
+        if engine.base_sha256:
+            facts[BASE_FINGERPRINT] = engine.base_sha256
+        kinds = [MASTERS, *MOMENTS, *([EMA_KIND] if ema else [])]
+        is_asynchronous = self._is_asynchronous(engine, num_kinds=len(kinds))
+        for first in range(0, len(kinds), place.world_size):
+            # One kind per rank at a time: gathering is joint, writing is side by side.
+            for writer, kind in enumerate(kinds[first : first + place.world_size]):
+                full = _gather(engine, kind=kind, ema=ema, keep=writer == place.rank)
+                if full:
+                    path = staging_of(target) / f"{kind}.safetensors"
+                    # Its arguments are let go as soon as it is done.
+                    written = self._writer.submit(write_tensors, path, full, facts=facts)
+                    flight.files[path.name] = written
+                del full
+            if not is_asynchronous:
+                with self._together(target):
+                    flight.wait()
+        self._flight = flight
+        if not is_asynchronous:
+            self.finish()
+
+    def poll(self) -> None:
+        """Publish the save in flight if all ranks have written their files; never waits for them.
+
+        Raises:
+            CheckpointError: As of `save`.
+        """
+        flight = self._flight
+        if flight is None:
+            return
+        (is_writing,) = ranks.any_rank([flight.is_writing], place=self._place)
+        if not is_writing:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save in flight, if any, and publish it.
+
+        Raises:
+            CheckpointError: As of `save`.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        target, sums = flight.target, {}
+        with self._together(target):
+            sums = flight.wait()
+        gathered = ranks.gather(sums, place=self._place)
+        self._check_guard(target)
+        with self._together(target):
+            if self._place.is_main:
+                every = {name: value for of_rank in gathered for name, value in of_rank.items()}
+                publish(target, content=flight.content, sums=every, config=self._config)
+                prune(target, config=self._config.checkpoint, tell=self._tell)
+
+    def close(self) -> None:
+        """Give up a save in flight, without a word to other ranks; for the way out of an error."""
+        self._flight = None
+        self._writer.shutdown(cancel_futures=True)
+
+    def _is_asynchronous(self, engine: Tensors, *, num_kinds: int) -> bool:
+        if not self._config.checkpoint.asynchronous:
+            return False
+        place = self._place
+        num_mine = len(range(place.rank, num_kinds, place.world_size))
+        lack = lack_of_memory(4 * num_mine * engine.num_parameters, place=place)
+        if lack is not None and place.is_main and not self._has_told:
+            self._tell(f"note: training waits for checkpoints: going on would take {lack}")
+            self._has_told = True
+        return lack is None
+
+    def _together(self, target: Path) -> all_or_none:
+        return all_or_none(target, place=self._place)
+
+    def _check_guard(self, target: Path) -> None:
+        # What lies in staging may be another run's by now.
+        with all_or_none(target, place=self._place, cleans=False):
+            if self._place.is_main:
+                self._guard()
+
+
 def save(
     engine: Tensors, *, ema: EMA | None, state: TrainState, config: Config, place: Place
 ) -> Path:
-    """Write a checkpoint; every rank calls it, and all succeed or all raise.
+    """Write one checkpoint and wait for it; every rank calls it, and all succeed or all raise.
 
     Raises:
         CheckpointError: It could not be written. Older checkpoints are as they were.
     """
-    run = Path(config.run.output)
-    target = step_folder(run, step=state.step)
-    staging = target.with_name(_STAGING + target.name)
-    with _all_or_none(staging, place=place):
-        if place.is_main:
-            _remove_staging(target.parent)
-            staging.mkdir(parents=True)
-            _check_space(run, engine=engine, has_ema=ema is not None)
-    kinds = [MASTERS, *MOMENTS, *([EMA_KIND] if ema else [])]
-    for first in range(0, len(kinds), place.world_size):
-        # One kind per rank at a time: gathering is joint, writing is side by side.
-        mine: tuple[str, dict[str, Tensor]] | None = None
-        for writer, kind in enumerate(kinds[first : first + place.world_size]):
-            full = _gather(engine, kind=kind, ema=ema, keep=writer == place.rank)
-            mine = (kind, full) if full else mine
-        with _all_or_none(staging, place=place):
-            if mine is not None:
-                facts = {"step": str(state.step)}
-                if engine.base_sha256:
-                    facts[BASE_FINGERPRINT] = engine.base_sha256
-                _write_tensors(staging / f"{mine[0]}.safetensors", mine[1], facts=facts)
-    with _all_or_none(staging, place=place):
-        if place.is_main:
-            content = {
-                "version": FORMAT_VERSION,
-                "state": state.to_values(),
-                "counters": engine.counters(),
-                "ema_updates": ema.num_updates if ema else 0,
-                "world_size": place.world_size,
-                "packages": {name: metadata.version(name) for name in _PACKAGES},
-                "git_commit": _git_commit(),
-            }
-            _finish(staging, target=target, content=content, config=config)
-            _prune(target, keep_last=config.checkpoint.keep_last)
-    return target
+    saver = Saver(config, place=place)
+    try:
+        saver.save(engine, ema=ema, state=state)
+        saver.finish()
+    finally:
+        saver.close()
+    return step_folder(Path(config.run.output), step=state.step)
+
+
+def _content(
+    engine: Tensors, *, ema: EMA | None, state: TrainState, place: Place
+) -> dict[str, Any]:
+    return {
+        "version": FORMAT_VERSION,
+        "state": state.to_values(),
+        "counters": engine.counters(),
+        "ema_updates": ema.num_updates if ema else 0,
+        "world_size": place.world_size,
+        **_what_runs(),
+    }
+
+
+@cache  # what this process has loaded, whatever becomes of the files
+def _what_runs() -> dict[str, Any]:
+    packages = {name: metadata.version(name) for name in _PACKAGES}
+    return {"packages": packages, "git_commit": _git_commit()}
 
 
 def _git_commit() -> str | None:
@@ -125,47 +271,6 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-class _all_or_none:  # noqa: N801 - reads as a statement
-    """Run a block that only some ranks fill; if it fails on one, all clean up and raise.
-
-    No communication belongs inside, so a rank that fails leaves no other waiting.
-    """
-
-    def __init__(self, staging: Path, *, place: Place) -> None:
-        self._staging, self._place = staging, place
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and not isinstance(error, OSError | SafetensorError | CheckpointError):
-            return
-        message = None if error is None else _explain(error, staging=self._staging)
-        messages = ranks.gather(message, place=self._place)
-        failures = [text for text in messages if text is not None]
-        if failures:
-            if self._place.is_main:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            raise CheckpointError(failures[0]) from error
-
-
-def _explain(error: BaseException, *, staging: Path) -> str:
-    if isinstance(error, CheckpointError):
-        return str(error)
-    written = sum(file.stat().st_size for file in staging.glob("*"))
-    free = shutil.disk_usage(next(p for p in staging.parents if p.exists())).free
-    reason = getattr(error, "strerror", None) or str(error)
-    return (
-        f"{staging.parent}: cannot write the checkpoint {staging.name.removeprefix(_STAGING)}: "
-        f"{reason} ({written:,} bytes were written, {free:,} are free); "
-        f"{_what_is_kept(staging.parent)}"
-    )
-
-
-def _what_is_kept(checkpoints: Path) -> str:
-    kept = sorted(path.name for path in checkpoints.glob(f"{STEP_PREFIX}*"))
-    return f"{', '.join(kept)} kept" if kept else "there is no older checkpoint"
-
-
 def _check_space(run: Path, *, engine: Tensors, has_ema: bool) -> None:
     num_kinds = 1 + len(MOMENTS) + has_ema
     need = 4 * num_kinds * engine.num_parameters
@@ -173,7 +278,7 @@ def _check_space(run: Path, *, engine: Tensors, has_ema: bool) -> None:
     if need > free:
         raise CheckpointError(
             f"{run}: no space left for a checkpoint: needs {need:,} bytes, {free:,} are free; "
-            f"{_what_is_kept(run / CHECKPOINTS)}; free some space or lower checkpoint.keep_last"
+            f"{what_is_kept(run)}; free some space or lower checkpoint.keep_last"
         )
 
 
@@ -185,53 +290,6 @@ def _gather(engine: Tensors, *, kind: str, ema: EMA | None, keep: bool) -> dict[
         return engine.gather(MASTERS, keep=keep)
     finally:
         ema.swap(engine.masters())
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: dict[str, str]) -> None:
-    save_file(dict(tensors), path, metadata={"format": "pt", **facts})
-    path.chmod(0o644)  # safetensors makes files that their owner alone may read
-    _flush(path)
-
-
-def _finish(staging: Path, *, target: Path, content: dict[str, Any], config: Config) -> None:
-    save_config(config, staging / CONFIG_FILE)
-    content["files"] = {file.name: file.stat().st_size for file in sorted(staging.iterdir())}
-    (staging / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    for name in (CONFIG_FILE, STATE_FILE):
-        _flush(staging / name)
-    _flush(staging)
-    if target.exists():  # of the same step, damaged: a complete one would have been resumed
-        shutil.rmtree(target)
-    staging.rename(target)
-    _flush(target.parent)
-    pointer = target.parent / f"{_STAGING}{LATEST}"
-    pointer.write_text(target.name + "\n", encoding="utf-8")
-    _flush(pointer)
-    pointer.replace(target.parent / LATEST)
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk to keep it; a rename can reach the disk before the file's content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _prune(newest: Path, *, keep_last: int) -> None:
-    """Delete all but `keep_last` checkpoints; what lies after `newest` is no part of this run."""
-    older = sorted(p for p in newest.parent.glob(f"{STEP_PREFIX}*") if p.name < newest.name)
-    surplus = max(0, len(older) - (keep_last - 1)) if keep_last else 0
-    for old in older[:surplus]:
-        shutil.rmtree(old)
-
-
-def _remove_staging(folder: Path) -> None:
-    """Remove what a save that was killed left behind."""
-    for leftover in folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def restore(found: Checkpoint, *, engine: Tensors, ema: EMA | None) -> TrainState:

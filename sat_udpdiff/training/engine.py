@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from sat_udpdiff.config import Config
 from sat_udpdiff.distributed import Place
+from sat_udpdiff.parallel.tensor import WeightShares
+from sat_udpdiff.sat_compat import model_parallel_group, mpu
 from sat_udpdiff.training.optimizer import make_optimizer
 
 MASTERS = "network"
@@ -29,13 +31,17 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 
 def to_deepspeed(config: Config, *, world_size: int, device_type: str = "cuda") -> dict[str, Any]:
-    """The deepspeed dictionary of a configuration; nothing in it is written anywhere else."""
+    """The deepspeed dictionary of a configuration; nothing in it is written anywhere else.
+
+    To deepspeed the ranks that share the tokens of a sample are data ranks like any others.
+    """
     train, stage = config.train, config.train.zero_stage
     on_gpu = device_type == "cuda"
+    data_size = world_size // config.parallel.tensor_size
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.accumulation_steps,
-        "train_batch_size": train.micro_batch_size * train.accumulation_steps * world_size,
+        "train_batch_size": train.micro_batch_size * train.accumulation_steps * data_size,
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
@@ -52,6 +58,13 @@ def to_deepspeed(config: Config, *, world_size: int, device_type: str = "cuda") 
         "fp16": {"enabled": train.precision == "fp16", "initial_scale_power": 16},
         "steps_per_print": sys.maxsize,
     }
+    if train.offload != "none":
+        host = {"device": "cpu", "pin_memory": on_gpu}
+        result["zero_optimization"]["offload_optimizer"] = host
+        # deepspeed's own AdamW for the CPU is compiled for minutes; torch's is the same.
+        result["zero_force_ds_cpu_optimizer"] = False
+        if train.offload == "weights":
+            result["zero_optimization"]["offload_param"] = host
     if train.precision == "bf16" and train.accumulation_steps > 1 and stage == 2:
         # Sums of many bf16 gradients lose the small ones.
         result["data_types"] = {"grad_accum_dtype": "fp32"}
@@ -62,7 +75,8 @@ class TrainEngine:
     """A deepspeed engine reduced to what training needs.
 
     Args:
-        network: On its device, with its first weights; deepspeed casts it to the precision.
+        network: On its device, with its first weights, cut where the run cuts it; deepspeed casts
+            it to the precision.
         config: Of the run.
         place: Of this rank; torch.distributed must be up.
         base_sha256: Fingerprint of the frozen weights, for the checkpoints.
@@ -73,11 +87,17 @@ class TrainEngine:
     ) -> None:
         deepspeed = _import_deepspeed(place)
         self.base_sha256 = base_sha256
-        self._num_parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        is_cut = config.parallel.tensor_size > 1
+        self._shares = WeightShares(model_parallel_group() if is_cut else None)
+        self._num_parameters = self._shares.count(network)
         optimizer = make_optimizer(network, config=config.optimizer)
         settings = to_deepspeed(config, world_size=place.world_size, device_type=place.device.type)
         self._engine, *_ = deepspeed.initialize(
-            model=network, optimizer=optimizer, config=settings, dist_init_required=False
+            model=network,
+            optimizer=optimizer,
+            config=settings,
+            mpu=mpu if is_cut else None,
+            dist_init_required=False,
         )
         # fp32 too: one NaN in a gradient would stay in the moments for ever.
         self._engine.optimizer.check_grad_overflow = True
@@ -159,6 +179,7 @@ class TrainEngine:
                 full = safe_get_full_optimizer_state(parameter, kind)
             if full is None:
                 raise RuntimeError(f"deepspeed holds no {kind} for {name}")
+            full = self._shares.join(name, full)
             if keep:
                 kept[name] = full.detach().cpu().contiguous()
         return kept
@@ -174,7 +195,7 @@ class TrainEngine:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for name, parameter in self._trained():
-            value = tensors[name].to(parameter.device)
+            value = self._shares.take(name, tensors[name]).to(parameter.device)
             if kind == MASTERS:
                 safe_set_full_fp32_param(parameter, value)
             else:

@@ -1,14 +1,10 @@
 """The training loop: one optimizer step, and everything around it."""
 
 import math
-import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +12,24 @@ from torch import Tensor, nn
 from data_loaders.batches import AnyBatch
 from data_loaders.damage import DamageCount
 from data_loaders.loader import Batches
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import NoiseSchedule
-from sat_udpdiff.distributed import Place
+from sat_udpdiff.distributed import Place, node_name
 from sat_udpdiff.generation import Encoders
-from sat_udpdiff.training import checkpoint, ranks
+from sat_udpdiff.parallel.layout import Layout, lay_out
+from sat_udpdiff.training import ranks
+from sat_udpdiff.training.checkpoint import Saver
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
 from sat_udpdiff.training.example import DiffusionExample, example_loss, make_example
+from sat_udpdiff.training.hang_watch import HangWatch
 from sat_udpdiff.training.metrics import Meter, Stopwatch, measure, split_meters
 from sat_udpdiff.training.optimizer import learning_rate
+from sat_udpdiff.training.run_lock import RunLock
 from sat_udpdiff.training.run_log import EVENTS_FILE, RunLog
 from sat_udpdiff.training.state import TrainState
+from sat_udpdiff.training.stopping import StopRequest
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
 from sat_udpdiff.training.validation import ValidationReport
 from sat_udpdiff.training.watch import ForwardClock, SpikeWatch, Status, find_lag
@@ -65,8 +66,9 @@ class Trainer:
     schedule: NoiseSchedule
     state: TrainState
     ema: EMA | None = None
-    stop_signal: str = ""
-    """Name of the signal that asked for the end; set by its handler."""
+    lock: RunLock | None = None
+    """On the first rank: that the run folder is this run's, which no checkpoint is made without."""
+    stop: StopRequest = field(default_factory=StopRequest)
     forward_clock: ForwardClock = field(init=False)
     spikes: SpikeWatch = field(init=False)
 
@@ -75,10 +77,14 @@ class Trainer:
         self.spikes = SpikeWatch(self.state.spike_watch)
 
     @property
+    def layout(self) -> Layout:
+        """Which samples this rank works on, and with whom."""
+        return lay_out(self.config.parallel, place=self.place)
+
+    @property
     def global_batch(self) -> int:
-        """Samples per optimizer step, over all ranks and micro-batches."""
-        train = self.config.train
-        return train.micro_batch_size * train.accumulation_steps * self.place.world_size
+        """Samples per optimizer step, over all data ranks and micro-batches."""
+        return global_batch(self.config, processes=self.place.world_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +131,7 @@ def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
         keys += batch.keys
     samples = list(zip(keys, torch.cat(losses).tolist(), strict=True))
     finite = [loss for _, loss in samples if math.isfinite(loss)]
-    words = map(float, (len(finite), len(samples), math.fsum(finite), bool(trainer.stop_signal)))
+    words = map(float, (len(finite), len(samples), math.fsum(finite), bool(trainer.stop.name)))
     num_finite, count, total, num_asked_to_stop = ranks.sums([*words], place=trainer.place)
     is_bad = num_finite < count
     lr = learning_rate(state.step, config=config.optimizer, total_steps=config.train.steps)
@@ -195,16 +201,20 @@ class TimedBatches:
         return seconds
 
 
-def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> None:
+def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None) -> bool:
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
-    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return.
+    SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return. A run that stands
+    still for `run.hang_minutes` ends the process, with the stack of every rank.
 
     Args:
         trainer: Restored to where the run stands.
         batches: Beginning with sample number `trainer.state.samples_seen`.
         validate: What is done every `validation.every_steps`; what goes wrong in it is reported
             and never ends the run.
+
+    Returns:
+        Whether all steps are done; if not, the same command goes on.
 
     Raises:
         TrainingError: More than `train.max_bad_steps` steps in a row were not finite.
@@ -216,25 +226,40 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     timed, watch = TimedBatches(batches), Stopwatch()
     log = RunLog(config, place=trainer.place, step=state.step)
     status: Status = "failed"
+    guard = trainer.lock.check if trainer.lock else lambda: None
+    saver = Saver(config, place=trainer.place, guard=guard, tell=log.tell)
     try:
-        with _stop_on_signals(trainer):
+        with (
+            trainer.stop.noted(),
+            HangWatch(minutes=config.run.hang_minutes, place=trainer.place) as hang,
+        ):
             while state.step < config.train.steps:
                 report = train_step(trainer, timed)
+                saver.poll()
                 _account(trainer, report, meter=meter, log=log)
                 watch.add(data_wait_seconds=timed.take_seconds())
                 is_end = report.is_asked_to_stop or state.step == config.train.steps
                 if _is_due(state.step, config.log.every_steps) or state.step == config.train.steps:
                     _write(trainer, report, meter=meter, watch=watch, data=timed, log=log)
                 if is_end or _is_due(state.step, config.checkpoint.every_steps):
-                    _save(trainer, meter)
+                    _save(trainer, meter, saver=saver)
+                if is_end:
+                    saver.finish()
+                hang.beat()
                 if validate is not None and _is_due(state.step, config.validation.every_steps):
-                    _validate(trainer, validate, watch=watch, log=log)
-                if report.is_asked_to_stop:
+                    with hang.paused():
+                        _validate(trainer, validate, watch=watch, log=log)
+                if report.is_asked_to_stop and state.step < config.train.steps:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
         status = "finished" if state.step >= config.train.steps else "stopped"
+    except TrainingError:
+        saver.finish()  # all ranks are here
+        raise
     finally:
+        saver.close()
         log.close(status)
+    return state.step >= config.train.steps
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -254,7 +279,9 @@ def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog)
         message = f"the loss jumped to {report.loss:.4g}, {times:.1f} times the usual"
         log.write_event(message, step=state.step, kind="loss_spike", samples=samples)
     if report.outcome is Outcome.MOVED:
-        meter.add(report.measured, grad_norm=trainer.engine.grad_norm())
+        grad_norm = trainer.engine.grad_norm()
+        if trainer.layout.counts:
+            meter.add(report.measured, grad_norm=grad_norm)
         if trainer.ema is not None:
             trainer.ema.update(trainer.engine.masters())
     else:
@@ -280,8 +307,9 @@ def _account_bad(trainer: Trainer, report: StepReport, *, log: RunLog) -> None:
 
 
 def _samples_of_all(trainer: Trainer, report: StepReport) -> list[tuple[str, float | None]]:
-    """Key and loss of the samples of all ranks, None for a loss that is not finite."""
-    gathered = ranks.gather(report.samples, place=trainer.place)
+    """Key and loss of all samples, each once; None for a loss that is not finite."""
+    counted = report.samples if trainer.layout.counts else []
+    gathered = ranks.gather(counted, place=trainer.place)
     samples = [sample for of_rank in gathered for sample in of_rank]
     return [(key, loss if math.isfinite(loss) else None) for key, loss in samples]
 
@@ -305,7 +333,7 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
     )
     forward = trainer.forward_clock.take_seconds()
     of_ranks = ranks.gather(
-        (times["data_wait_seconds"], data.damage.reasons, forward, socket.gethostname()),
+        (times["data_wait_seconds"], data.damage.reasons, forward, node_name()),
         place=place,
     )
     # All ranks stand still until the slowest has its data.
@@ -327,16 +355,10 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
     damage.check()
 
 
-def _save(trainer: Trainer, meter: Meter) -> None:
+def _save(trainer: Trainer, meter: Meter, *, saver: Saver) -> None:
     trainer.state.meters = ranks.gather(meter.row(), place=trainer.place)
     trainer.state.spike_watch = trainer.spikes.state()
-    checkpoint.save(
-        trainer.engine,
-        ema=trainer.ema,
-        state=trainer.state,
-        config=trainer.config,
-        place=trainer.place,
-    )
+    saver.save(trainer.engine, ema=trainer.ema, state=trainer.state)
 
 
 def _validate(trainer: Trainer, validate: Validator, *, watch: Stopwatch, log: RunLog) -> None:
@@ -349,21 +371,3 @@ def _validate(trainer: Trainer, validate: Validator, *, watch: Stopwatch, log: R
         log.tell(f"step {state.step}: {message}")
     if report.values:
         log.write_validation(report.values, step=state.step, seconds=report.seconds)
-
-
-@contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let signals set `trainer.stop_signal` and not kill the process, as a second Ctrl-C does."""
-
-    def note(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-        trainer.stop_signal = signal.Signals(number).name
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,6 +20,11 @@ def sums(values: Sequence[float], *, place: Place) -> list[float]:
     return words.tolist()
 
 
+def any_rank(flags: Sequence[bool], *, place: Place) -> list[bool]:
+    """Each flag, or-ed over all ranks, as `sums`."""
+    return [total > 0 for total in sums([float(flag) for flag in flags], place=place)]
+
+
 def gather(value: Any, *, place: Place) -> list[Any]:
     """`value` of every rank, in order of rank, on every rank; for rare and small things."""
     if place.world_size == 1:
@@ -33,6 +38,12 @@ def send_from_first(values: Tensor, *, place: Place) -> None:
     """Overwrite `values` on every rank with those of rank 0."""
     if place.world_size > 1:
         dist.broadcast(values, src=0)
+
+
+def wait_for_all(*, place: Place) -> None:
+    """Go on when every rank has come here."""
+    if place.world_size > 1:
+        dist.barrier()
 
 
 def sum_over_ranks(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

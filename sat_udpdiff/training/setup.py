@@ -1,82 +1,58 @@
 """How a run begins: its own newest checkpoint, else `init.weights`, else weights from the seed."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sat_udpdiff.config import Config, ConfigError, makes_sample_videos
-from sat_udpdiff.config_io import load_config, setting_types
+from sat_udpdiff.config_io import load_config
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.encoders.source import DTYPES
 from sat_udpdiff.generation import Encoders
 from sat_udpdiff.model.low_rank import add_adapters
 from sat_udpdiff.model.transformer import UDPDiffTransformer, build_network
+from sat_udpdiff.parallel.layout import lay_out
+from sat_udpdiff.parallel.network import share_out
 from sat_udpdiff.sat_compat import ensure_model_parallel
 from sat_udpdiff.training import checkpoint, ranks
+from sat_udpdiff.training.changes import check_changes
 from sat_udpdiff.training.ema import EMA
 from sat_udpdiff.training.engine import TrainEngine
+from sat_udpdiff.training.resume_point import find_whole
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.adapted import LoadedWeights, check_start, load_weights
-from sat_udpdiff.weights.run_folder import CONFIG_FILE, Checkpoint, CheckpointError, find_latest
-
-# What may not change between a checkpoint and the run that goes on from it: the weights would not
-# fit, or would have been trained on two different things.
-_FIXED = ("model", "diffusion", "lora", "seed")
-# What may change without a word.
-_FREE = ("run", "log", "checkpoint", "validation", "sample", "model.activation_checkpointing")
+from sat_udpdiff.weights.run_folder import CONFIG_FILE, Checkpoint, CheckpointError
 
 
 def find_resume_point(config: Config, *, place: Place) -> Checkpoint | None:
-    """The newest complete checkpoint of `run.output`, checked against the configuration.
+    """The newest whole checkpoint of `run.output`, checked against the configuration.
+
+    Every rank calls it, and all get the same one.
 
     Raises:
         CheckpointError: All checkpoints are damaged.
-        ConfigError: It holds another network.
+        ConfigError: It holds another network, or what would alter the training is not allowed.
     """
-    found = find_latest(
-        Path(config.run.output), tell=_say if place.is_main else lambda message: None
-    )
+    tell = say if place.is_main else lambda message: None
+    found = find_whole(Path(config.run.output), place=place, tell=tell)
     if found is None:
         return None
     try:
         before = load_config([str(found.folder / CONFIG_FILE)], [])
     except ConfigError as error:
         raise CheckpointError(f"{found.folder / CONFIG_FILE}: {error}") from None
-    changes = _changes(before, config)
-    _check_fixed(changes, folder=found.folder)
     world_size = found.content["world_size"]
-    if place.is_main:
-        change = "" if world_size == place.world_size else f" (saved by {world_size} ranks)"
-        _say(f"resuming after step {found.step} from {found.folder}{change}")
-        for key, (was, is_now) in changes.items():
-            _say(f"note: {key} was {was} so far, from here on it is {is_now}")
+    notes = check_changes(
+        before, config, world_sizes=(world_size, place.world_size), folder=found.folder
+    )
+    change = "" if world_size == place.world_size else f" (saved by {world_size} ranks)"
+    tell(f"resuming after step {found.step} from {found.folder}{change}")
+    for note in notes:
+        tell(note)
     return found
-
-
-def _changes(before: Config, now: Config) -> dict[str, tuple[object, object]]:
-    """Settings that differ and matter: dotted key -> old and new value."""
-    pairs = {key: (attrgetter(key)(before), attrgetter(key)(now)) for key in setting_types()}
-    return {
-        key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not _is_among(key, _FREE)
-    }
-
-
-def _check_fixed(changes: Mapping[str, tuple[object, object]], *, folder: Path) -> None:
-    for key, (was, is_now) in changes.items():
-        if _is_among(key, _FIXED):
-            raise ConfigError(
-                f"{key}: the run in {folder.parent.parent} was made with {was}, got {is_now}; "
-                "set it back, or choose another run.output",
-                keys=(key,),
-            )
-
-
-def _is_among(key: str, heads: Sequence[str]) -> bool:
-    return any(key == head or key.startswith(f"{head}.") for head in heads)
 
 
 def load_encoders(config: Config, *, device: torch.device) -> Encoders | None:
@@ -99,7 +75,8 @@ def build_engine(config: Config, *, place: Place, resume_point: Checkpoint | Non
     weights = str(resume_point.folder) if resume_point else None
     loaded = _load_once(network, config=config, weights=weights, place=place)
     if place.is_main and resume_point is None:
-        _say(f"weights: {loaded.source}")
+        say(f"weights: {loaded.source}")
+    share_out(network, layout=lay_out(config.parallel, place=place))
     return TrainEngine(network, config=config, place=place, base_sha256=loaded.base_sha256)
 
 
@@ -158,5 +135,6 @@ def restore_or_start(
     return checkpoint.restore(resume_point, engine=engine, ema=ema), ema
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """A line of the program, for people."""
     sys.stderr.write(f"train.py: {message}\n")

@@ -17,6 +17,7 @@ from sat_udpdiff.evaluation.choose import Around, make_measures
 from sat_udpdiff.evaluation.measure import Measure
 from sat_udpdiff.evaluation.settings import load
 from sat_udpdiff.generation import Encoders
+from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.fixed_noise import FixedNoiseLosses
 from sat_udpdiff.training.sample_scores import Findings, SampleScores
@@ -133,7 +134,9 @@ def make_validation(
         videos = SampleVideos(config, encoders=encoders, place=place)
         scores = SampleScores(_measures(config, place=place), fps=config.data.fps)
     if follows_fixed_noise(config):
-        losses = FixedNoiseLosses(config, encoders=encoders, place=place)
+        # Ranks that go through the network together have the same clips.
+        data_place = lay_out(config.parallel, place=place).data_place(place)
+        losses = FixedNoiseLosses(config, encoders=encoders, place=data_place)
     if losses is None and videos is None:
         return None
     return Validation(place=place, losses=losses, videos=videos, scores=scores)

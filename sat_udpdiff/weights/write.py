@@ -6,11 +6,12 @@ first, from shapes and dtypes, and the numbers follow one by one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from mmap import MAP_SHARED
 from pathlib import Path
 
@@ -29,7 +30,11 @@ _ALIGNMENT = 8
 
 
 def write_safetensors(
-    path: Path, state: State, *, metadata: Mapping[str, str] | None = None
+    path: Path,
+    state: State,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    see: Callable[[bytes | memoryview], object] | None = None,
 ) -> None:
     """Write a safetensors file.
 
@@ -37,6 +42,8 @@ def write_safetensors(
         path: An older file is replaced when the new one is whole.
         state: Tensors of float32, bfloat16 or float16.
         metadata: Beside `format`, which is `pt`.
+        see: Called with all bytes in turn, such as the `update` of a hashlib object: a sum of what
+            was meant to be written, and not of what a disk gives back.
 
     Raises:
         OSError: No space, or not writable; an older file is as it was.
@@ -56,9 +63,11 @@ def write_safetensors(
     text += b" " * (-len(text) % _ALIGNMENT)
     with atomic_file(path) as file:
         os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            file.write(_bytes(read_checked(name, state[name])))
+        parts = (_bytes(read_checked(name, state[name])) for name in names)
+        for part in itertools.chain([struct.pack("<Q", len(text)) + text], parts):
+            file.write(part)
+            if see is not None:
+                see(part)
 
 
 def write_sharded(

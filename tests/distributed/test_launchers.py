@@ -1,6 +1,10 @@
-"""Real training runs through every launcher: one rank is bit-equal, two ranks equal one."""
+"""Real training runs through the launchers: one rank is bit-equal, two ranks equal one.
+
+Slurm's are in test_slurm.py.
+"""
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -26,6 +30,10 @@ def launcher(name: str, *, ranks: int) -> list[str]:
         "python": [sys.executable],
         "torchrun": ["torchrun", "--nproc_per_node", str(ranks), "--master_port", port],
         "deepspeed": ["deepspeed", "--num_gpus", str(ranks), "--master_port", port],
+        "mpirun": [
+            *("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(ranks)),
+            sys.executable,
+        ],
     }[name]
 
 
@@ -52,10 +60,12 @@ def test_one_rank_gives_the_same_losses_to_the_last_bit(
         assert {key: line[key] for key in SEEN} == {key: expected[key] for key in SEEN}
 
 
-@pytest.mark.parametrize("name", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("name", ["torchrun", "deepspeed", "mpirun"])
 def test_two_ranks_of_one_sample_equal_one_rank_of_two(
     name, reference, small_world, launch, tmp_path
 ):
+    if name == "mpirun" and shutil.which(name) is None:
+        pytest.skip("no mpirun (apt-get install openmpi-bin)")
     overrides = "train.micro_batch_size=1"
     done = launch([*launcher(name, ranks=2), *small_world.train_command(tmp_path, overrides)])
     assert done.returncode == 0, done.stderr
@@ -66,11 +76,22 @@ def test_two_ranks_of_one_sample_equal_one_rank_of_two(
         assert line["samples_seen"] == expected["samples_seen"]
 
 
+def test_one_rank_accumulates_to_the_global_batch_of_two(reference, small_world, launch, tmp_path):
+    overrides = ("train.micro_batch_size=1", "train.global_batch=2")
+    done = launch([sys.executable, *small_world.train_command(tmp_path, *overrides)])
+    assert done.returncode == 0, done.stderr
+    assert "global batch 2 = 1 x 2 x 1 (micro-batch, accumulation, ranks)" in done.stderr
+    for line, expected in zip(read_metrics(tmp_path), reference, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=3e-5)
+        assert line["samples_seen"] == expected["samples_seen"]
+
+
 def test_weights_that_do_not_fit_end_all_ranks_with_the_reason(small_world, launch, tmp_path):
     command = small_world.train_command(tmp_path, "init.weights=tiny", "train.micro_batch_size=1")
     done = launch([*launcher("torchrun", ranks=2), *command])
     assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    lines = [line for line in said if "preflight" not in line]
     assert len(lines) == 2
     assert all("these are weights of the tiny CogVideoX, not of" in line for line in lines)
     assert not (tmp_path / "checkpoints").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +11,13 @@ import pytest
 import torch
 
 from sat_udpdiff.config import ConfigError
-from sat_udpdiff.distributed import first_node, init_distributed, read_launch_facts
+from sat_udpdiff.distributed import (
+    first_node,
+    init_distributed,
+    is_lost_rank,
+    read_launch_facts,
+    spell_ranks,
+)
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
@@ -91,7 +98,6 @@ def test_ranks_of_every_launcher(environ, expected):
         ),
         (TORCHRUN | {"WORLD_SIZE": "0", "RANK": "0"}, "got rank 0 of 0"),
         (TORCHRUN | {"LOCAL_RANK": "4"}, "expected a local rank from 0 to rank 3, got 4"),
-        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "add `-x MASTER_ADDR=<host of rank 0>`"),
         (without(MPI, "OMPI_COMM_WORLD_SIZE"), "OMPI_COMM_WORLD_SIZE: expected a whole number"),
         (without(SLURM, "SLURM_LOCALID"), "SLURM_LOCALID: expected a whole number"),
         (SLURM | {"SLURM_PROCID": "9"}, "slurm: expected a rank from 0"),
@@ -148,6 +154,54 @@ def test_first_node(nodes, first):
     assert first_node(nodes) == first
 
 
+@pytest.mark.parametrize(
+    ("ranks", "spelled"),
+    [([3], "rank 3"), ([1, 0], "ranks 0-1"), ([7, 0, 1, 2, 9], "ranks 0-2, 7, 9")],
+)
+def test_ranks_are_spelled_short(ranks, spelled):
+    assert spell_ranks(ranks) == spelled
+
+
+def test_an_error_of_a_collective_is_told_from_a_bug():
+    assert is_lost_rank(RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:33"))
+    assert is_lost_rank(torch.distributed.DistBackendError("NCCL error: remote process exited"))
+    assert not is_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_lost_rank(KeyError("Connection closed by peer"))
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch):
+    launch(monkeypatch, SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    monkeypatch.setenv("SLURMD_NODENAME", "n01")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(ConfigError) as caught:
+        init_distributed(device="cpu", meeting_minutes=0.005)
+    assert str(caught.value).startswith(
+        f"rank 0 on n01: ranks 1-7 of 8 did not come to 127.0.0.1:{port} within 0.005 minutes "
+        "(the nodes are n[01-02])"
+    )
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_rank_without_the_first_one_says_so(monkeypatch):
+    launch(monkeypatch, TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+    monkeypatch.setenv("SLURMD_NODENAME", "n02")
+    with pytest.raises(ConfigError, match=r"rank 3 on n02: cannot reach rank 0 at 127\.0\.0\.1:1"):
+        init_distributed(device="cpu", meeting_minutes=0.005)
+
+
+def test_several_machines_without_mpi4py(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    launch(monkeypatch, MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
+    with pytest.raises(
+        ConfigError, match=r"mpirun spans several machines: install mpi4py .* or ad"
+    ):
+        init_distributed(device="cpu")
+
+
 def fake_gpus(monkeypatch, *, count):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -197,7 +251,8 @@ def start(environ):
 
 def test_processes_meet_under_mpi_names():
     environ = MPI | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
-    environ["PMIX_NAMESPACE"] = f"test-{os.getpid()}"
+    # Given, so that there is nothing to ask MPI for: no mpirun stands behind these names.
+    environ |= {"MASTER_ADDR": "127.0.0.1", "PMIX_NAMESPACE": f"test-{os.getpid()}"}
     running = [
         start(environ | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank})
         for rank in "01"
@@ -209,6 +264,31 @@ def test_processes_meet_under_mpi_names():
             process.kill()
     assert printed[0] == [0, 2, 0, True, [3.0, 4.0], "0", "2", "0", "127.0.0.1"]
     assert printed[1] == [1, 2, 1, False, [3.0, 4.0], "1", "2", "1", "127.0.0.1"]
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_mpi_tells_ranks_where_to_meet(machines):
+    pytest.importorskip("mpi4py", reason="no mpi4py (pip install 'udpdiff[mpi]')")
+    if shutil.which("mpirun") is None:
+        pytest.skip("no mpirun (apt-get install openmpi-bin)")
+    # Ranks that are told to be alone on their machine do not know where the first one is.
+    local_size = f"OMPI_COMM_WORLD_LOCAL_SIZE={2 // machines}"
+    done = subprocess.run(
+        [
+            *("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"),
+            *("env", local_size, sys.executable, "-W", "error", "-c", PROGRAM),
+        ],
+        env={key: value for key, value in os.environ.items() if key not in TORCHRUN},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(map(json.loads, done.stdout.splitlines()))
+    assert first[:5] == [0, 2, 0, True, [3.0, 4.0]]
+    assert second[:5] == [1, 2, 1, False, [3.0, 4.0]]
+    assert first[8] == second[8]
+    assert (first[8] == "127.0.0.1") == (machines == 1)
 
 
 def test_plain_python_is_one_process():

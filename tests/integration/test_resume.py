@@ -17,6 +17,7 @@ from sat_udpdiff.distributed import Place
 from sat_udpdiff.generation import Encoders, GeneratedSample, SampleRequest, generate
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.training.setup import find_resume_point
+from sat_udpdiff.training.stopping import STOPPED
 from sat_udpdiff.weights.load import load_network_weights
 
 STEPS = 16
@@ -70,12 +71,12 @@ def runs(small_world, launch, user_env, tmp_path_factory) -> tuple[Path, Path]:
     assert status == -signal.SIGKILL
     second = broken / "checkpoints/step_00000008"
     status, errors = interrupt(command, user_env, when=second, by=signal.SIGTERM)
-    assert status == 0, errors
+    assert status == STOPPED, errors
     assert "resuming after step 4" in errors
     assert "to resume, run the same command again" in errors
     third = broken / "checkpoints/step_00000012"
     status, errors = interrupt(command, user_env, when=third, by=signal.SIGINT)
-    assert status == 0, errors
+    assert status == STOPPED, errors
     assert "stopped by a signal" in errors
     done = launch(command)
     assert done.returncode == 0, done.stderr

@@ -1,86 +1,34 @@
-"""Checkpoints are complete or absent: full disks, kills, damage."""
+"""Checkpoints are complete or absent, come back bit for bit, and damage is passed over."""
 
-import errno
 import json
 import re
-from collections import namedtuple
-from dataclasses import replace
+import threading
+from hashlib import sha256
 from importlib import metadata
 
 import pytest
 import torch
 
-from sat_udpdiff.config import CheckpointConfig, Config, EMAConfig, RunConfig
-from sat_udpdiff.distributed import Place
-from sat_udpdiff.training import checkpoint
+from sat_udpdiff.config import EMAConfig
+from sat_udpdiff.training import checkpoint, resume_point
 from sat_udpdiff.training.ema import EMA
+from sat_udpdiff.training.resume_point import find_whole
 from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.run_folder import CheckpointError, find_latest, open_checkpoint
 
-ONE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 KINDS = ("network", "exp_avg", "exp_avg_sq")
-Usage = namedtuple("Usage", "total used free")
-
-
-class FlatEngine:
-    """Two named parameters in one flat master, as ZeRO keeps them."""
-
-    num_parameters = 10
-    base_sha256 = ""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.flat = {kind: torch.randn(10, generator=generator) for kind in KINDS}
-        self.steps = 0.0
-
-    def masters(self):
-        return [self.flat["network"]]
-
-    def gather(self, kind, *, keep):
-        assert keep
-        return {"a": self.flat[kind][:6].view(2, 3).clone(), "b": self.flat[kind][6:].clone()}
-
-    def scatter(self, kind, tensors):
-        self.flat[kind][:6] = tensors["a"].flatten()
-        self.flat[kind][6:] = tensors["b"]
-
-    def counters(self):
-        return {"adam_step": self.steps}
-
-    def set_counters(self, counters):
-        self.steps = counters["adam_step"]
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def engine():
-    return FlatEngine(0)
-
-
-def save(run, engine, *, step, ema=None, keep_last=2):
-    run.mkdir(exist_ok=True)
-    config = replace(
-        Config(), run=RunConfig(output=str(run)), checkpoint=CheckpointConfig(keep_last=keep_last)
-    )
-    engine.steps = float(step)
-    state = TrainState(step=step, samples_seen=2 * step, meters=[[0.5]])
-    return checkpoint.save(engine, ema=ema, state=state, config=config, place=ONE)
 
 
 def names(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_everything_comes_back_bit_for_bit(run, engine):
+def test_everything_comes_back_bit_for_bit(run, engine, make_engine, save):
     ema = EMA(engine.masters(), config=EMAConfig(enabled=True, decay=0.5))
     engine.flat["network"] += 1
     ema.update(engine.masters())
     save(run, engine, step=7, ema=ema)
-    other = FlatEngine(1)
+    other = make_engine(1)
     other_ema = EMA(other.masters(), config=EMAConfig(enabled=True, decay=0.5))
     state = checkpoint.restore(find_latest(run), engine=other, ema=other_ema)
     assert state == TrainState(step=7, samples_seen=14, meters=[[0.5]])
@@ -90,9 +38,9 @@ def test_everything_comes_back_bit_for_bit(run, engine):
     assert (other_ema.num_updates, other.steps) == (1, 7.0)
 
 
-def test_averaging_switched_on_later_starts_from_the_weights(run, engine):
+def test_averaging_switched_on_later_starts_from_the_weights(run, engine, make_engine, save):
     save(run, engine, step=1)
-    other = FlatEngine(1)
+    other = make_engine(1)
     ema = EMA(other.masters(), config=EMAConfig(enabled=True))
     checkpoint.restore(find_latest(run), engine=other, ema=ema)
     assert ema.shadow[0].equal(engine.flat["network"])
@@ -111,60 +59,20 @@ def test_ema_follows_its_formula():
         assert ema.shadow[0].item() == pytest.approx(expected, rel=1e-6)
 
 
-def no_space(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("call", ["save_file", "save_config", "_flush"])
-def test_a_full_disk_keeps_the_checkpoint_before(call, run, engine, monkeypatch):
-    save(run, engine, step=1)
-    before = {
-        path.name: path.read_bytes() for path in (run / "checkpoints/step_00000001").iterdir()
-    }
-    monkeypatch.setattr(checkpoint, call, no_space)
-    with pytest.raises(
-        CheckpointError, match=r"step_00000002: No space left on device .*step_00000001 kept"
-    ):
-        save(run, engine, step=2)
-    monkeypatch.undo()
-    assert names(run) == ["latest", "step_00000001"]
-    after = {path.name: path.read_bytes() for path in (run / "checkpoints/step_00000001").iterdir()}
-    assert after == before
-    assert find_latest(run).step == 1
-    save(run, engine, step=2)
-    assert find_latest(run).step == 2
-
-
-def test_a_checkpoint_says_what_wrote_it(run, engine):
+def test_a_checkpoint_says_what_wrote_it(run, engine, save):
     save(run, engine, step=1)
     content = json.loads((run / "checkpoints/step_00000001/state.json").read_text())
     assert content["packages"]["torch"] == metadata.version("torch")
     assert content["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", content["git_commit"])
 
 
-def test_too_little_space_is_seen_before_anything_is_written(run, engine, monkeypatch):
-    save(run, engine, step=1)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: Usage(1000, 900, 100))
-    with pytest.raises(CheckpointError, match="needs 120 bytes, 100 are free; step_00000001 kept"):
-        save(run, engine, step=2)
-    assert names(run) == ["latest", "step_00000001"]
-
-
-def test_what_a_killed_save_left_is_removed_by_the_next(run, engine):
+def test_what_a_killed_save_left_is_removed_by_the_next(run, engine, save):
     leftover = run / "checkpoints" / ".staging_step_00000001"
     leftover.mkdir(parents=True)
     (leftover / "network.safetensors").write_bytes(b"half")
     assert find_latest(run) is None
     save(run, engine, step=2)
     assert names(run) == ["latest", "step_00000002"]
-
-
-@pytest.mark.parametrize("keep_last", [0, 1, 2, 3, 4, 5])
-def test_only_the_newest_are_kept(keep_last, run, engine):
-    for step in range(1, 8):
-        save(run, engine, step=step, keep_last=keep_last)
-    kept = range(1, 8) if keep_last == 0 else range(8 - keep_last, 8)
-    assert names(run) == ["latest", *(f"step_{step:08d}" for step in kept)]
 
 
 def damage_missing(folder):
@@ -185,20 +93,136 @@ def damage_state(folder):
     (folder / "state.json").write_text("{")
 
 
-@pytest.mark.parametrize("damage", [damage_missing, damage_cut, damage_header, damage_state])
-def test_a_damaged_checkpoint_is_passed_over_by_name(damage, run, engine):
+def damage_counter(folder):
+    flip_bit(folder / "state.json", at=b'"samples_seen": 4', offset=-1)
+
+
+def damage_sums(folder):
+    (folder / "SHA256SUMS").unlink()
+
+
+def damage_name(folder):
+    flip_bit(folder / "SHA256SUMS", at=b"  config.yaml", offset=3)
+
+
+def flip_bit(path, *, at, offset):
+    content = bytearray(path.read_bytes())
+    content[content.index(at) + (offset if offset >= 0 else len(at) + offset)] ^= 1
+    path.write_bytes(content)
+
+
+SEEN = [
+    damage_missing,
+    damage_cut,
+    damage_header,
+    damage_state,
+    damage_counter,
+    damage_sums,
+    damage_name,
+]
+
+
+@pytest.mark.parametrize("damage", SEEN)
+def test_a_damaged_checkpoint_is_passed_over_by_name(damage, run, engine, save):
     save(run, engine, step=1)
     damage(save(run, engine, step=2))
     said = []
     assert find_latest(run, tell=said.append).step == 1
     assert len(said) == 1
     assert "step_00000002" in said[0]
+    if damage is damage_counter:
+        return  # looks for what is written at step 2
     damage(run / "checkpoints/step_00000001")
     with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged"):
         find_latest(run, tell=said.append)
 
 
-def test_the_next_save_does_not_take_a_damaged_one_for_the_newest(run, engine):
+@pytest.mark.parametrize("position", [0, 200, -1])
+@pytest.mark.parametrize(
+    "name", ["network.safetensors", "exp_avg_sq.safetensors", "config.yaml", "SHA256SUMS"]
+)
+def test_a_flipped_bit_anywhere_is_seen_by_a_run_that_resumes(
+    name, position, run, engine, save, place
+):
+    save(run, engine, step=1)
+    path = save(run, engine, step=2) / name
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0b100
+    path.write_bytes(content)
+    said = []
+    found = find_whole(run, place=place(0, 1), tell=said.append)
+    assert found.step == 1
+    assert "step_00000002" in said[0]
+    assert find_latest(run, tell=said.append, verify=True).step == 1
+
+
+def test_ranks_agree_on_what_one_of_them_finds_damaged(run, engine, save, team):
+    save(run, engine, step=1)
+    folder = save(run, engine, step=2)
+    path = folder / "exp_avg.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    said = {rank: [] for rank in range(3)}
+    ranks = team(3)
+    found = ranks.run(lambda place: find_whole(run, place=place, tell=said[place.rank].append))
+    assert [checkpoint.step for checkpoint in found] == [1, 1, 1]
+    assert said[0] == said[1] == said[2]
+    assert "exp_avg.safetensors: changed on the disk: expected sha256" in said[0][0]
+
+
+def test_a_rank_that_sees_no_file_decides_for_all(run, engine, save, team, monkeypatch):
+    save(run, engine, step=1)
+    save(run, engine, step=2)
+    ranks, seen = team(2), resume_point.open_checkpoint
+
+    def open_for(folder):
+        if threading.current_thread() is second[0] and folder.name == "step_00000002":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return seen(folder)
+
+    second = []
+    monkeypatch.setattr(resume_point, "open_checkpoint", open_for)
+
+    def find(place):
+        if place.rank == 1:
+            second.append(threading.current_thread())
+        ranks.gather(None, place=place)
+        return find_whole(run, place=place, tell=lambda _: None)
+
+    assert [found.step for found in ranks.run(find)] == [1, 1]
+
+
+def test_checkpoints_without_sums_still_open(run, engine, make_engine, save, place):
+    """As version 1 wrote them."""
+    folder = save(run, engine, step=2)
+    (folder / "SHA256SUMS").unlink()
+    content = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(content | {"version": 1}))
+    found = find_whole(run, place=place(0, 1))
+    assert (found.step, found.sums) == (2, {})
+    other = make_engine(1)
+    checkpoint.restore(found, engine=other, ema=None)
+    assert other.flat["network"].equal(engine.flat["network"])
+
+
+def test_another_format_is_refused_by_number(run, engine, save):
+    folder = save(run, engine, step=2)
+    (folder / "SHA256SUMS").unlink()
+    content = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(content | {"version": 3}))
+    with pytest.raises(CheckpointError, match="expected format version 1 to 2, got 3"):
+        open_checkpoint(folder)
+
+
+def test_sums_can_be_checked_by_hand(run, engine, save):
+    folder = save(run, engine, step=1)
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    assert lines == [f"{sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in files]
+
+
+def test_the_next_save_does_not_take_a_damaged_one_for_the_newest(run, engine, save):
     save(run, engine, step=1)
     damage_cut(save(run, engine, step=4))
     save(run, engine, step=2, keep_last=1)
@@ -209,7 +233,7 @@ def test_the_next_save_does_not_take_a_damaged_one_for_the_newest(run, engine):
 
 
 @pytest.mark.parametrize("latest", [b"", b"step_00000009", b"\xff\xfe", None])
-def test_a_bad_latest_file_costs_nothing(latest, run, engine):
+def test_a_bad_latest_file_costs_nothing(latest, run, engine, save):
     for step in (1, 2):
         save(run, engine, step=step)
     path = run / "checkpoints/latest"
@@ -217,16 +241,18 @@ def test_a_bad_latest_file_costs_nothing(latest, run, engine):
     assert find_latest(run).step == 2
 
 
-def test_latest_is_obeyed(run, engine):
+def test_latest_is_obeyed(run, engine, save):
     for step in (1, 2):
         save(run, engine, step=step)
     (run / "checkpoints/latest").write_text("step_00000001\n")
     assert find_latest(run).step == 1
 
 
-def test_state_says_what_made_it(run, engine):
+def test_state_says_what_made_it(run, engine, save):
     folder = save(run, engine, step=1)
     content = json.loads((folder / "state.json").read_text())
     assert content["world_size"] == 1
     assert set(content["packages"]) >= {"torch", "deepspeed"}
-    assert set(content["files"]) == {f"{kind}.safetensors" for kind in KINDS} | {"config.yaml"}
+    files = {f"{kind}.safetensors" for kind in KINDS} | {"config.yaml"}
+    assert set(content["files"]) == files
+    assert set(open_checkpoint(folder).sums) == files | {"state.json"}

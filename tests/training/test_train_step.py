@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import init_distributed
 from sat_udpdiff.generation import Encoders
-from sat_udpdiff.training import loop
+from sat_udpdiff.training import checkpoint, loop
+from sat_udpdiff.training.checkpoint import Saver
 from sat_udpdiff.training.engine import MASTERS, MOMENTS, to_deepspeed
 from sat_udpdiff.training.loop import Outcome, Trainer, TrainingError, train_step
 from sat_udpdiff.training.metrics import Meter
@@ -114,7 +116,10 @@ def test_a_restored_engine_goes_on_bit_for_bit(stage, precision, rank, make_trai
     for _ in range(2):
         train_step(trainer, data(trainer))
         trainer.ema.update(trainer.engine.masters())
-    loop._save(trainer, Meter(trainer.place.device))
+    saver = Saver(trainer.config, place=trainer.place)
+    loop._save(trainer, Meter(trainer.place.device), saver=saver)
+    saver.finish()
+    saver.close()
     resume_point = find_resume_point(trainer.config, place=trainer.place)
     engine = build_engine(trainer.config, place=trainer.place, resume_point=resume_point)
     state, ema = restore_or_start(engine, config=trainer.config, resume_point=resume_point)
@@ -127,6 +132,34 @@ def test_a_restored_engine_goes_on_bit_for_bit(stage, precision, rank, make_trai
     assert trainer.engine.grad_norm().equal(other.engine.grad_norm())
     for shadow, expected in zip(other.ema.shadow, trainer.ema.shadow, strict=True):
         assert shadow.equal(expected)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_save_in_flight_is_not_moved_by_the_next_step(stage, make_trainer, monkeypatch):
+    trainer = make_trainer(f"train.zero_stage={stage}")
+    train_step(trainer, data(trainer))
+    expected, average = tensors(trainer), [shadow.clone() for shadow in trainer.ema.shadow]
+    may_write, write = threading.Event(), checkpoint.write_tensors
+
+    def wait(path, held, *, facts):
+        assert may_write.wait(60)
+        return write(path, held, facts=facts)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", wait)
+    saver = Saver(trainer.config, place=trainer.place)
+    saver.save(trainer.engine, ema=trainer.ema, state=trainer.state)
+    train_step(trainer, data(trainer))
+    trainer.ema.update(trainer.engine.masters())
+    may_write.set()
+    saver.finish()
+    saver.close()
+    assert not all(value.equal(expected[key]) for key, value in tensors(trainer).items())
+    resume_point = find_resume_point(trainer.config, place=trainer.place)
+    engine = build_engine(trainer.config, place=trainer.place, resume_point=resume_point)
+    state, ema = restore_or_start(engine, config=trainer.config, resume_point=resume_point)
+    assert state.step == 1
+    assert_equal(tensors(dataclasses.replace(trainer, engine=engine)), expected)
+    assert all(map(torch.equal, ema.shadow, average))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -1,0 +1,341 @@
+"""Before the first step: has every machine of the run what the run needs.
+
+A week of a cluster is lost in other ways than by a wrong network: by one node with another torch,
+a folder that lies on a node's own disk, a cable. Each rank looks around, what all found is told by
+the first in one message that names nodes and ranks, and all end; or a line says that all is well.
+"""
+
+import hashlib
+import secrets
+import shutil
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+import data_loaders
+import sat_udpdiff
+from data_loaders.shard_files import files_at
+from sat_udpdiff.config import Config
+from sat_udpdiff.distributed import Place, node_name, spell_ranks
+from sat_udpdiff.plan import derive_sizes, estimate_memory
+from sat_udpdiff.plan.sizes import Sizes
+from sat_udpdiff.training import ranks
+from sat_udpdiff.weights.run_folder import CHECKPOINTS, STEP_PREFIX
+
+_PACKAGES = ("torch", "deepspeed", "SwissArmyTransformer", "safetensors", "udpdiff")
+_PREFIX = ".preflight_"
+_REPEATS = 3
+_SECONDS_TO_APPEAR = 10.0
+"""NFS may know for some seconds of no file where another node has just made one."""
+_SLOW = 0.5
+"""Share of the median at which a node's link is called slow."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What one rank found."""
+
+    node: str
+    facts: Mapping[str, str]
+    """What must be the same everywhere: name -> value."""
+    faults: list[str] = field(default_factory=list)
+
+
+def preflight(config: Config, *, place: Place) -> None:
+    """Compare the machines, ask them for what the run needs, and measure how they reach each other.
+
+    Every rank calls it, once; the folder of the run is as it was afterwards.
+
+    Raises:
+        SystemExit: With status 1 on all ranks, when the first one has told what is wrong.
+    """
+    faults, facts = _look_at_data(config)
+    own = Findings(
+        node=node_name(), facts={**_versions(), **_device(place), **facts}, faults=faults
+    )
+    found = ranks.gather(own, place=place)
+    nodes = [one.node for one in found]
+    _end_if_any(
+        [*_differences(found), *_faults([one.faults for one in found])], nodes=nodes, place=place
+    )
+    sizes = derive_sizes(config)
+    with _folder(Path(config.run.output), place=place) as token:
+        faults = _look_at_folder(Path(config.run.output), token)
+        if place.is_main:
+            faults += _look_at_room(config, checkpoint_bytes=sizes.checkpoint_bytes)
+        seen = ranks.gather(faults, place=place)
+    _end_if_any(_faults(seen), nodes=nodes, place=place)
+    seconds, num_bytes = _time_all_reduce(place)
+    warnings = slow_nodes(_time_links(nodes, place=place))
+    warnings += _compare_memory(config, sizes=sizes, place=place)
+    if place.is_main:
+        speed = f"all-reduce of {num_bytes / 1e6:.0f} MB in {seconds * 1e3:.1f} ms ("
+        speed += f"{2 * (1 - 1 / len(nodes)) * num_bytes / seconds / 1e9:.2f} GB/s)"
+        _say_all_is_well(config, nodes=nodes, device=own.facts["device"], speed=speed)
+        for line in warnings:
+            _say(f"warning: {line}")
+
+
+def _versions() -> dict[str, str]:
+    """Of Python, the packages, and the very code that runs, committed or not."""
+    code = hashlib.sha256()
+    for package in (sat_udpdiff, data_loaders):
+        for folder in package.__path__:
+            for path in sorted(Path(folder).rglob("*.py")):
+                code.update(path.read_bytes())
+    versions = {"Python": python_version(), "code of udpdiff": code.hexdigest()[:12]}
+    return versions | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # udpdiff itself, from a checkout on PYTHONPATH
+        return "not installed"
+
+
+def _device(place: Place) -> dict[str, str]:
+    if place.device.type == "cpu":
+        return {"device": "CPU"}
+    return {
+        "device": torch.cuda.get_device_name(place.device),
+        "number of devices": str(torch.cuda.device_count()),
+        "CUDA of torch": str(torch.version.cuda),
+    }
+
+
+def _look_at_data(config: Config) -> tuple[list[str], dict[str, str]]:
+    """What is wrong with the manifest, and its fingerprint: copies on the nodes may differ."""
+    is_video = config.data.source == "video"
+    key = "data.shards" if is_video else "data.latents"
+    name = config.data.shards if is_video else config.data.latents
+    try:
+        content = files_at(name).read_manifest()
+    except (ValueError, OSError) as error:
+        return [f"{key}={name}: {error}"], {}
+    return [], {f"manifest of {key}": hashlib.sha256(content).hexdigest()[:12]}
+
+
+@contextmanager
+def _folder(run: Path, *, place: Place) -> Iterator[str]:
+    """The folder of the run with a token of the first rank in it, whose text is given to all."""
+    made = [path for path in (run, *run.parents) if not path.exists()] if place.is_main else []
+    token, fault = secrets.token_hex(8), ""
+    if place.is_main:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / f"{_PREFIX}{token}").write_text(token, encoding="utf-8")
+        except OSError as error:
+            fault = f"run.output={run}: cannot be written to: {error.strerror}"
+    token, fault = ranks.gather((token, fault), place=place)[0]
+    _end_if_any([(0, fault)] if fault else [], nodes=[node_name()], place=place)
+    try:
+        yield token
+    finally:
+        if place.is_main:
+            (run / f"{_PREFIX}{token}").unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
+
+
+def _look_at_folder(run: Path, token: str) -> list[str]:
+    """What keeps this rank from sharing the folder of the run with the first one."""
+    path = run / f"{_PREFIX}{token}"
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    try:
+        is_shared = path.read_text(encoding="utf-8") == token
+    except OSError:
+        is_shared = False
+    if not is_shared:
+        return [
+            f"run.output={run}: what the first rank wrote there is not seen here: "
+            "choose a folder on a disk that all nodes share"
+        ]
+    own = run / f"{_PREFIX}{token}_{node_name()}_{secrets.token_hex(4)}"
+    try:
+        own.write_bytes(b"")
+        own.unlink()
+    except OSError as error:
+        return [f"run.output={run}: cannot be written to: {error.strerror}"]
+    return []
+
+
+def _look_at_room(config: Config, *, checkpoint_bytes: int) -> list[str]:
+    """Whether the checkpoints that will lie there at once have room; one more than is kept."""
+    keep, run = config.checkpoint.keep_last, Path(config.run.output)
+    to_come = max(1, config.train.steps // config.checkpoint.every_steps)
+    present = len(list((run / CHECKPOINTS).glob(f"{STEP_PREFIX}*")))
+    # Those that are there will make room, but for the one that is written before that.
+    wanted = max(1, min(keep + 1 if keep else to_come, to_come) - present)
+    free, need = _free(run), wanted * checkpoint_bytes
+    if need <= free:
+        return []
+    return [
+        f"run.output={run}: {free / 1e9:,.1f} GB are free, and {wanted} checkpoints of "
+        f"{checkpoint_bytes / 1e9:,.2f} GB (checkpoint.keep_last={keep}) take {need / 1e9:,.1f} GB"
+    ]
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def _time_all_reduce(place: Place) -> tuple[float, int]:
+    """Seconds of the fastest of some all-reduces over all ranks, and their bytes."""
+    numbers = torch.zeros(1 << (24 if place.device.type == "cuda" else 20), device=place.device)
+    times = []
+    for _ in range(1 + _REPEATS if place.world_size > 1 else 0):
+        start = time.perf_counter()
+        dist.all_reduce(numbers)
+        _synchronise(place)
+        times.append(time.perf_counter() - start)
+    # The first one makes the connections.
+    return (min(times[1:]) if times else 0.0), numbers.nbytes
+
+
+def _time_links(nodes: Sequence[str], *, place: Place) -> dict[str, float]:
+    """Bytes per second of each node's best link to one of two others; {} for fewer than three.
+
+    An all-reduce is as fast as its slowest link everywhere. So the first ranks of the nodes send to
+    each other in pairs, and then in other pairs: a node that is slow in both is slow itself.
+    """
+    firsts = list({node: nodes.index(node) for node in nodes}.values())
+    if len(firsts) < 3:
+        return {}
+    best = 0.0
+    if place.rank in firsts:
+        number = firsts.index(place.rank)
+        for shift in (0, 1):
+            position = (number + shift) % len(firsts)
+            partner = (position ^ 1) - shift
+            if max(position, position ^ 1) < len(firsts):
+                best = max(best, _exchange(firsts[partner % len(firsts)], place=place))
+    rates = ranks.gather(best, place=place)
+    return {nodes[first]: rates[first] for first in firsts if rates[first]}
+
+
+def _exchange(other: int, *, place: Place) -> float:
+    """Bytes per second to another rank and back."""
+    numbers = torch.zeros(1 << (22 if place.device.type == "cuda" else 18), device=place.device)
+    seconds = 0.0
+    for _ in range(2):  # the first makes the connection
+        start = time.perf_counter()
+        for is_sending in (place.rank < other, place.rank > other):
+            dist.send(numbers, dst=other) if is_sending else dist.recv(numbers, src=other)
+        _synchronise(place)
+        seconds = time.perf_counter() - start
+    return 2 * numbers.nbytes / seconds
+
+
+def _synchronise(place: Place) -> None:
+    if place.device.type == "cuda":
+        torch.cuda.synchronize(place.device)
+
+
+def slow_nodes(rates: Mapping[str, float]) -> list[str]:
+    """A line for each node whose link is far below the median.
+
+    Args:
+        rates: Bytes per second by node.
+    """
+    if not rates:
+        return []
+    middle = median(rates.values())
+    return [
+        f"the link of {node} does {rate / 1e9:.2f} GB/s, the median is {middle / 1e9:.2f}: every "
+        "step waits for it"
+        for node, rate in rates.items()
+        if rate < _SLOW * middle
+    ]
+
+
+def _compare_memory(config: Config, *, sizes: Sizes, place: Place) -> list[str]:
+    """A line where the plan needs more memory than a GPU has; its figures are estimates."""
+    if place.device.type == "cpu":
+        return []
+    planned = estimate_memory(config, sizes=sizes, world_size=place.world_size).total
+    memory = torch.cuda.get_device_properties(place.device).total_memory
+    if planned <= memory:
+        return []
+    return [
+        f"by the plan a GPU needs {planned / 1e9:.1f} GB, and has {memory / 1e9:.1f}; train.py "
+        "--plan says what to change"
+    ]
+
+
+def _differences(found: Sequence[Findings]) -> list[tuple[int, str]]:
+    """(rank, what differs from most others)."""
+    faults = []
+    for name in dict.fromkeys(name for one in found for name in one.facts):
+        values = [one.facts.get(name) for one in found]
+        usual = Counter(value for value in values if value is not None).most_common(1)[0][0]
+        faults += [
+            (rank, f"{name} is {value}, and {usual} on the others")
+            for rank, value in enumerate(values)
+            if value not in (usual, None)
+        ]
+    return faults
+
+
+def _faults(of_ranks: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+    return [(rank, fault) for rank, faults in enumerate(of_ranks) for fault in faults]
+
+
+def describe(faults: Sequence[tuple[int, str]], *, nodes: Sequence[str]) -> str:
+    """A line for each node and each thing that is wrong there.
+
+    Args:
+        faults: (rank, what is wrong).
+        nodes: Name of the node of each rank.
+    """
+    where: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for rank, fault in faults:
+        where[nodes[rank], fault].append(rank)
+    return "\n".join(
+        f"  {node} ({spell_ranks(of_ranks)}): {fault}" for (node, fault), of_ranks in where.items()
+    )
+
+
+def _end_if_any(faults: Sequence[tuple[int, str]], *, nodes: Sequence[str], place: Place) -> None:
+    """Tell the faults, which all ranks know alike, and end; nothing where there are none."""
+    if not faults:
+        return
+    if place.is_main:
+        _say(
+            "preflight: the run cannot start on these machines (run.preflight=false: start it all "
+            f"the same):\n{describe(faults, nodes=nodes)}"
+        )
+    # A launcher ends all ranks with the first one, which must have spoken by then.
+    ranks.wait_for_all(place=place)
+    raise SystemExit(1)
+
+
+def _say_all_is_well(config: Config, *, nodes: Sequence[str], device: str, speed: str) -> None:
+    train, count = config.train, len(nodes)
+    batch = train.micro_batch_size * train.accumulation_steps * count
+    machines = Counter(nodes)
+    where = f"{len(machines)} nodes" if len(machines) > 1 else nodes[0]
+    parts = [
+        f"preflight: {count} rank{'s' if count > 1 else ''} on {where} ({device})",
+        f"global batch {batch} = {train.micro_batch_size} x {train.accumulation_steps} x {count} "
+        "(micro-batch, accumulation, ranks)",
+        *([speed] if count > 1 else []),
+        f"{_free(Path(config.run.output)) / 1e9:,.0f} GB free for checkpoints",
+    ]
+    _say("; ".join(parts))
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"train.py: {message}\n")
