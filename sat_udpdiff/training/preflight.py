@@ -30,7 +30,7 @@ from sat_udpdiff.distributed import Place, node_name, spell_ranks
 from sat_udpdiff.plan import derive_sizes, estimate_memory
 from sat_udpdiff.plan.sizes import Sizes
 from sat_udpdiff.training import ranks
-from sat_udpdiff.weights.run_folder import CHECKPOINTS, STEP_PREFIX
+from sat_udpdiff.weights.run_folder import step_folders
 
 _PACKAGES = ("torch", "deepspeed", "SwissArmyTransformer", "safetensors", "udpdiff")
 _PREFIX = ".preflight_"
@@ -176,7 +176,7 @@ def _look_at_room(config: Config, *, checkpoint_bytes: int) -> list[str]:
     """Whether the checkpoints that will lie there at once have room; one more than is kept."""
     keep, run = config.checkpoint.keep_last, Path(config.run.output)
     to_come = max(1, config.train.steps // config.checkpoint.every_steps)
-    present = len(list((run / CHECKPOINTS).glob(f"{STEP_PREFIX}*")))
+    present = len(step_folders(run))
     # Those that are there will make room, but for the one that is written before that.
     wanted = max(1, min(keep + 1 if keep else to_come, to_come) - present)
     free, need = _free(run), wanted * checkpoint_bytes
