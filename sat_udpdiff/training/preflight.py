@@ -91,13 +91,11 @@ def preflight(config: Config, *, place: Place) -> None:
             faults += lack_of_room(config, room=room)
         seen = ranks.gather(faults, place=place)
     _end_if_any(_faults(seen), nodes=nodes, place=place)
-    seconds, num_bytes = _time_all_reduce(place)
+    speed = _time_all_reduce(place)
     warnings = slow_nodes(_time_links(nodes, place=place))
     warnings += compare_memory(config, sizes=sizes, place=place)
     if place.is_main:
         warnings += foresee_full_disk(config, room=room)
-        speed = f"all-reduce of {num_bytes / 1e6:.0f} MB in {seconds * 1e3:.1f} ms ("
-        speed += f"{2 * (1 - 1 / len(nodes)) * num_bytes / seconds / 1e9:.2f} GB/s)"
         _say_all_is_well(config, nodes=nodes, device=own.facts["device"], speed=speed, room=room)
         for line in warnings:
             _say(f"warning: {line}")
@@ -245,17 +243,22 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
-def _time_all_reduce(place: Place) -> tuple[float, int]:
-    """Seconds of the fastest of some all-reduces over all ranks, and their bytes."""
+def _time_all_reduce(place: Place) -> str:
+    """The fastest of some all-reduces over all ranks, in words; empty for one rank alone."""
+    count = place.world_size
+    if count == 1:
+        return ""
     numbers = torch.zeros(1 << (24 if place.device.type == "cuda" else 20), device=place.device)
     times = []
-    for _ in range(1 + _REPEATS if place.world_size > 1 else 0):
+    for _ in range(1 + _REPEATS):
         start = time.perf_counter()
         dist.all_reduce(numbers)
         _synchronise(place)
         times.append(time.perf_counter() - start)
-    # The first one makes the connections.
-    return (min(times[1:]) if times else 0.0), numbers.nbytes
+    seconds = min(times[1:])  # the first one makes the connections
+    rate = 2 * (1 - 1 / count) * numbers.nbytes / seconds
+    size = f"{numbers.nbytes / 1e6:.0f} MB"
+    return f"all-reduce of {size} in {seconds * 1e3:.1f} ms ({rate / 1e9:.2f} GB/s)"
 
 
 def _time_links(nodes: Sequence[str], *, place: Place) -> dict[str, float]:
@@ -383,7 +386,7 @@ def _say_all_is_well(
     parts = [
         f"preflight: {count} rank{'s' if count > 1 else ''} on {where} ({device})",
         describe_batch(config, processes=count),
-        *([speed] if count > 1 else []),
+        *([speed] if speed else []),
         f"{room.free / 1e9:,.0f} GB free for checkpoints: {room.each / 1e9:,.2f} GB each, at most "
         f"{room.most} at a time",
     ]

@@ -23,6 +23,7 @@ from sat_udpdiff.training.preflight import (
     foresee_full_disk,
     lack_of_room,
     measure_room,
+    preflight,
     slow_nodes,
 )
 
@@ -132,6 +133,20 @@ def test_one_line_when_all_is_well(told):
         r"\(micro-batch, accumulation, ranks\); all-reduce of 4 MB in [\d.]+ ms \([\d.]+ GB/s\); "
         r"[\d,]+ GB free for checkpoints: 0.01 GB each, at most 1 at a time\n-> 0\n",
         said["well"],
+    )
+
+
+def test_one_process_has_nobody_to_reduce_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    (tmp_path / "manifest.json").write_text("{}")
+    config = load_config(BASE, [f"data.shards={tmp_path}", f"run.output={tmp_path}/run"])
+    cpu = torch.device("cpu")
+    preflight(config, place=Place(rank=0, world_size=1, local_rank=0, device=cpu, backend="gloo"))
+    assert re.fullmatch(
+        r"train.py: preflight: 1 rank on n1 \(CPU\); global batch 4 = 4 x 1 x 1 "
+        r"\(micro-batch, accumulation, ranks\); [\d,]+ GB free for checkpoints: 0.0\d GB each, "
+        r"at most 1 at a time\n",
+        capsys.readouterr().err,
     )
 
 
