@@ -10,7 +10,7 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sat_udpdiff.distributed import Place, node_name
@@ -31,10 +31,14 @@ class HangWatch:
     Args:
         minutes: Without `beat`; 0 = never.
         place: Of this rank, for the message.
+        last_words: Called when the stacks are out. It has ten seconds, in a thread of its own: a
+            disk may be what hangs.
     """
 
-    def __init__(self, *, minutes: float, place: Place) -> None:
-        self._seconds, self._place = 60 * minutes, place
+    def __init__(
+        self, *, minutes: float, place: Place, last_words: Callable[[], None] = lambda: None
+    ) -> None:
+        self._seconds, self._place, self._last_words = 60 * minutes, place, last_words
         self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
         self._is_over = threading.Event()
         self._is_paused = False
@@ -91,5 +95,6 @@ class HangWatch:
         )
         os.write(_STDERR, message.encode())
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+        threading.Thread(target=self._last_words, name="last words", daemon=True).start()
         if not self._is_over.wait(_LATER_SECONDS):
             os._exit(HUNG)
