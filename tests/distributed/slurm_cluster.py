@@ -249,6 +249,10 @@ def slurm_cluster(*, nodes: int = 2, cpus: int = 64) -> Iterator[SlurmCluster]:
     """A running cluster; skips the test, naming what is missing, where there can be none."""
     if missing := missing_programs():
         pytest.skip(f"no Slurm: {', '.join(missing)} missing (apt-get install slurm-wlm munge)")
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        pytest.skip(f"no Slurm: it knows users by name, and user {os.getuid()} has none")
     # Sockets have short names, pytest's folders long ones.
     folder = Path(tempfile.mkdtemp(prefix="slurm_"))
     folder.chmod(0o755)

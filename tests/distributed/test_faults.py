@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -59,7 +60,8 @@ print(json.dumps(statuses))
 """
 SETTINGS = (
     *("train.steps=50", "train.micro_batch_size=1", "model.num_layers=1", "data.num_workers=0"),
-    *("ema.enabled=false", "checkpoint.every_steps=2", "log.heartbeat_seconds=0"),
+    *("ema.enabled=false", "checkpoint.every_steps=2", "checkpoint.asynchronous=false"),
+    "log.heartbeat_seconds=0",
 )
 FAULTS = ("hang", "raise", "kill")
 Told = dict[str, tuple[tuple[int, str], tuple[int, str]]]
@@ -119,6 +121,7 @@ def test_a_rank_that_hangs_is_found_by_the_stacks_of_all(told):
     # The one waits in a collective, the other where it hangs.
     assert "in all_reduce" in of_first and "a_place_to_stand_at" not in of_first
     assert "in a_place_to_stand_at" in of_second and "in all_reduce" not in of_second
+    assert re.search(r"^\[rank 1\]   File .* in a_place_to_stand_at$", of_second, re.MULTILINE)
     assert of_second.count("no step was done") == 1
 
 

@@ -133,8 +133,10 @@ def test_a_job_on_two_nodes_is_the_run_of_one_process(unbroken, small_world, lau
     alone = read_metrics(tmp_path)
     assert [line["step"] for line in alone] == [*range(1, STEPS + 1)]
     for line, expected in zip(unbroken.metrics(), alone, strict=True):
-        # The order of fp32 sums differs.
-        assert line == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        assert line["samples_seen"] == expected["samples_seen"]
+        # The order of fp32 sums differs; 6e-8 relative was measured.
+        for name in ("loss", "grad_norm"):
+            assert line[name] == pytest.approx(expected[name], rel=3e-5)
 
 
 def test_srun_with_pmix_tells_ranks_of_each_other(cluster):
