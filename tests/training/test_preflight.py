@@ -65,6 +65,9 @@ def be_a_rank():
     place = distributed.init_distributed(device="cpu", timeout_minutes=2)
     look("well", place=place)
     look("layout", "parallel.sequence_size=3", place=place)
+    os.environ["SLURMD_NODENAME"] = f"n{1 + rank}"
+    look("links", place=place, slow_nodes=lambda rates: [f"slow: {sorted(rates)}"])
+    os.environ["SLURMD_NODENAME"] = "n2" if rank else "n1"
     versions = p._versions()
     versions |= {"torch": "1.0"} if rank == 2 else {}
     nowhere = [f"data.shards={folder}/nowhere"] if rank == 1 else []
@@ -115,8 +118,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, str]]
 
 def test_all_ranks_go_on_or_all_end(told):
     said, folder = told
-    ends = {name: "-> 0\n" if name in ("well", "layout") else "-> 1\n" for name in said[0]}
-    assert len(ends) == 10
+    well = ("well", "layout", "links")
+    ends = {name: "-> 0\n" if name in well else "-> 1\n" for name in said[0]}
+    assert len(ends) == 11
     for of_rank in said[1:]:
         assert of_rank == ends
     for name, text in said[0].items():
@@ -274,6 +278,10 @@ def test_faults_are_folded_by_node():
         "  b (rank 2): x",
         "  b (ranks 2-3): y",
     ]
+
+
+def test_the_links_of_three_nodes_are_timed(told):
+    assert "train.py: warning: slow: ['n1', 'n2', 'n3']\n" in told[0][0]["links"]
 
 
 def test_slow_nodes_are_those_below_half_of_the_median():
