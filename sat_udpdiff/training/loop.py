@@ -330,12 +330,12 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
     """Log the means since the last logged step."""
     config, state, place = trainer.config, trainer.state, trainer.place
     peak = peak_flops(place.device, precision=config.train.precision)
+    forward = trainer.forward_clock.take_seconds() / watch.steps
     times = watch.read(
         global_batch=trainer.global_batch,
         flops_per_sample=flops_per_sample(config),
         peak_flops=peak * place.world_size if peak else None,
     )
-    forward = trainer.forward_clock.take_seconds()
     of_ranks = ranks.gather(
         (times["data_wait_seconds"], data.damage.reasons, forward, node_name()),
         place=place,
@@ -354,8 +354,8 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
         "bad_steps": state.bad_steps,
         "overflow_steps": state.overflow_steps,
         "damaged_clips": len(damage.reasons),
-        "rank_lag": None if lag is None else round(lag.ratio, 4),
         **times,
+        "rank_lag_seconds": None if lag is None else round(lag.seconds, 4),
     }
     log.write(values)
     damage.check()

@@ -102,6 +102,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start, self._steps, self._wait = time.perf_counter(), 0, 0.0
 
+    @property
+    def steps(self) -> int:
+        """Since the last logged one."""
+        return self._steps
+
     def add(self, *, data_wait_seconds: float) -> None:
         """Count one step."""
         self._steps += 1

@@ -118,6 +118,8 @@ class Lag:
     rank: int
     ratio: float
     """Its seconds over the median of the others'."""
+    seconds: float
+    """By which they are more than that median."""
 
 
 def find_lag(seconds: Sequence[float]) -> Lag | None:
@@ -130,7 +132,9 @@ def find_lag(seconds: Sequence[float]) -> Lag | None:
         return None
     rank = max(range(len(seconds)), key=lambda i: seconds[i])
     others = statistics.median([s for i, s in enumerate(seconds) if i != rank])
-    return Lag(rank=rank, ratio=seconds[rank] / others) if others > 0 else None
+    if others <= 0:
+        return None
+    return Lag(rank=rank, ratio=seconds[rank] / others, seconds=seconds[rank] - others)
 
 
 class Heartbeat:

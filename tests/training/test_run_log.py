@@ -142,10 +142,10 @@ def test_only_the_first_rank_warns_and_others_say_who_they_are(monkeypatch, caps
 
 def test_a_slow_rank_is_told_when_it_stays_slow(tmp_path, capsys):
     log = RunLog(load_config([], [f"run.output={tmp_path}"]), place=ONE, step=0)
-    slow = [Lag(rank=1, ratio=2.0)]
-    usual = [Lag(rank=1, ratio=1.2)]
+    slow = [Lag(rank=1, ratio=2.0, seconds=0.5)]
+    other, usual = Lag(rank=0, ratio=1.3, seconds=0.2), [Lag(rank=1, ratio=1.2, seconds=0.1)]
     # Twice rank 1, once another, four times rank 1 again: told once, the third time in a row.
-    lags = [*slow * 2, Lag(rank=0, ratio=1.3), *slow * 4, None, *usual * 3]
+    lags = [*slow * 2, other, *slow * 4, None, *usual * 3]
     for step, lag in enumerate(lags, start=1):
         log.tell_about_lag(lag, hosts=["a", "b"], step=step)
     log.close("finished")
