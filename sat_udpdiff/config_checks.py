@@ -247,7 +247,7 @@ def _check_sizes(config: Config, sizes: ParallelConfig, *, section: str) -> None
             got=f"tensor {sizes.tensor_size} x sequence {sizes.sequence_size}",
         )
     if sizes.tensor_size > 1 and config.lora.rank:
-        expected = f"0 with {tensor} above 1; adapters are not cut"
+        expected = f"0 with {tensor} above 1: adapters are not cut; take {section}.sequence_size"
         _fail("lora.rank", tensor, expected=expected, got=config.lora.rank)
 
 

@@ -26,6 +26,7 @@ _PATIENCE = 20.0
 _IMPORTS = {
     "train": (
         "deepspeed.runtime.engine",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
         "deepspeed.runtime.zero.stage3",
         "functorch.compile",
         "torch._dynamo",

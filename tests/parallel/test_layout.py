@@ -95,7 +95,10 @@ def test_a_world_size_that_does_not_fit_is_refused_with_all_numbers():
         (["sample.guidance_size=3"], "sample.guidance_size: expected 1 or 2, got 3"),
         (["train.offload=weights"], "train.offload: expected none or optimizer with train.zero_st"),
         (["parallel.sequence_size=0"], "parallel.sequence_size: expected at least 1, got 0"),
-        (["parallel.tensor_size=2", "lora.rank=4"], "lora.rank: expected 0 with parallel.tensor"),
+        (
+            ["parallel.tensor_size=2", "lora.rank=4"],
+            "lora.rank: expected 0 with parallel.tensor_size above 1: .* parallel.sequence_size",
+        ),
         (["parallel.tensor_size=2", "train.zero_stage=3"], "train.zero_stage: expected 1 or 2"),
         (
             [
