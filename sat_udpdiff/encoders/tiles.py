@@ -6,7 +6,7 @@ saw last, but it knows nothing of other tiles until their edges are blended.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -53,7 +53,8 @@ class PiecewiseDecode:
     def decode(self, piece: int) -> Float[Tensor, "b 3 t h w"]:
         """Decode one, in the codec's dtype and on its device."""
         # No larger than a tile, it is not cut again.
-        return self._vae.decode(self._pieces[piece]).sample
+        decoded: Any = self._vae.decode(self._pieces[piece])
+        return decoded.sample
 
     def join(self, decoded: Sequence[Float[Tensor, "b 3 _t _h _w"]]) -> Float[Tensor, "b t 3 h w"]:
         """The video, float32, clamped to [-1, 1], to the last bit what one decode of all gives.

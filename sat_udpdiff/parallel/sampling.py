@@ -120,7 +120,7 @@ def until_all_are_done() -> Iterator[None]:
     However long that takes: some launchers end the others when one has ended, and those that are
     left may need what the first holds, the addresses of all.
     """
-    everyone = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    everyone: Any = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
     yield
     dist.barrier(group=everyone)
     close_distributed()
