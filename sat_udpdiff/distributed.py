@@ -113,6 +113,10 @@ def init_distributed(
         timeout=timeout,
         device_id=place.device if is_gpu else None,
     )
+    # Groups that are made later, ours, deepspeed's and SAT's, wait as long. Those of NCCL would
+    # give up after 10 minutes, which is less than `run.hang_minutes`.
+    c10d: Any = dist.distributed_c10d
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
     return place
 
 
