@@ -137,12 +137,13 @@ class Saver:
         place, run = self._place, Path(self._config.run.output)
         target = step_folder(run, step=state.step)
         self._check_guard(target)
+        content: dict[str, Any] = {}
         with self._together(target):
             if place.is_main:
                 clear_staging(target.parent)
                 staging_of(target).mkdir(parents=True)
                 _check_space(run, engine=engine, has_ema=ema is not None)
-        content = _content(engine, ema=ema, state=state, place=place) if place.is_main else {}
+                content = _content(engine, ema=ema, state=state, place=place)
         flight = _Flight(target=target, content=content)
         facts = {"step": str(state.step)}
         if engine.base_sha256:
