@@ -201,9 +201,12 @@ class Saver:
                 prune(target, config=self._config.checkpoint, tell=self._tell)
 
     def close(self) -> None:
-        """Give up a save in flight, without a word to other ranks; for the way out of an error."""
+        """Give up a save in flight, without a word to other ranks; for the way out of an error.
+
+        It does not wait for a file that is being written: the disk may be what is wrong.
+        """
         self._flight = None
-        self._writer.shutdown(cancel_futures=True)
+        self._writer.shutdown(wait=False, cancel_futures=True)
 
     def _is_asynchronous(self, engine: Tensors, *, num_kinds: int) -> bool:
         if not self._config.checkpoint.asynchronous:

@@ -27,7 +27,6 @@ _IMPORTS = {
         "deepspeed.runtime.engine",
         "deepspeed.runtime.zero.stage3",
         "functorch.compile",
-        "torch._inductor.compile_fx",
         "torch._dynamo",
         "torch.utils.cpp_extension",
     ),
@@ -44,7 +43,9 @@ _IMPORTS = {
 def main() -> int:
     """Make all runs; returns the exit status."""
     name, plan = sys.argv[1:]
-    program = load_program(name)
+    program = importlib.import_module(f"sat_udpdiff.{name}").main
+    for module in _IMPORTS[name]:
+        importlib.import_module(module)
     for run in json.loads(Path(plan).read_text(encoding="utf-8")):
         with tempfile.TemporaryDirectory() as folder:
             call = partial(program, run["arguments"])
@@ -53,14 +54,6 @@ def main() -> int:
                 sys.stderr.write(f"{run}\n" + "\n".join(texts))
                 return 1
     return 0
-
-
-def load_program(name: str) -> Callable[[list[str]], int]:
-    """The `main` of sat_udpdiff/NAME.py, with all that it will import."""
-    program = importlib.import_module(f"sat_udpdiff.{name}").main
-    for module in _IMPORTS[name]:
-        importlib.import_module(module)
-    return program
 
 
 def succeeds(call: Callable[[], int], *, ranks: int, logs: Path) -> bool:

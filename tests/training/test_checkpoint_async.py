@@ -200,8 +200,12 @@ def test_a_save_that_is_given_up_is_never_seen(run, engine, make_config, save, p
     gate = Gate(monkeypatch)
     saver = Saver(make_config(run, asynchronous=True), place=place(0, 1))
     saver.save(engine, ema=None, state=state(2))
+    assert gate.begun.wait(30)
+    saver.close()  # and does not wait for what a disk may never end
     gate.open.set()
-    saver.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint"):
+            thread.join()
     assert find_latest(run, verify=True).step == 1
     monkeypatch.undo()
     save(run, engine, step=3, keep_last=1)

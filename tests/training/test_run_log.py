@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +99,27 @@ def test_a_slow_rank_is_told_when_it_stays_slow(tmp_path, capsys):
     assert capsys.readouterr().err.count(told) == 1
     (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
     assert (event["step"], event["kind"], event["rank"]) == (6, "slow_rank", 1)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_full_disk_is_told_with_the_file_and_the_next_start_cuts_what_is_half(name, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full, which is always full")
+    config = load_config([], [f"run.output={tmp_path}"])
+    log = RunLog(config, place=ONE, step=0)
+    (tmp_path / name).symlink_to("/dev/full")
+    line = {"step": 1, "loss": 0.5, "lr": 1e-5, "mfu": None, **dict.fromkeys(TIMES, 1.0)}
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"):
+        log.write(line) if name == "metrics.jsonl" else log.write_event("x", step=1, kind="x")
+    log.close("failed")
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(json.dumps(line) + '\n{"step": 2, "lo')
+    log = RunLog(config, place=ONE, step=1)
+    log.write_event("x", step=2, kind="x")
+    log.write(line | {"step": 2})
+    log.close("finished")
+    steps = [json.loads(text)["step"] for text in (tmp_path / name).read_text().splitlines()]
+    assert steps == [1, 2]
 
 
 def test_a_heartbeat_that_cannot_be_written_costs_a_line_and_no_training(tmp_path, capsys):
