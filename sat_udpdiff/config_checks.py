@@ -238,15 +238,16 @@ def _check_parallel(config: Config) -> None:
 def _check_sizes(config: Config, sizes: ParallelConfig, *, section: str) -> None:
     heads, tensor = config.model.num_heads, f"{section}.tensor_size"
     if heads % sizes.size:
+        fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
         _fail(
             f"{section}.sequence_size",
             tensor,
             "model.num_heads",
-            expected=f"tensor_size x sequence_size to divide model.num_heads={heads}",
+            expected=f"tensor_size x sequence_size to divide model.num_heads={heads} ({fitting})",
             got=f"tensor {sizes.tensor_size} x sequence {sizes.sequence_size}",
         )
     if sizes.tensor_size > 1 and config.lora.rank:
-        expected = f"0 with {tensor} above 1; adapters are not cut"
+        expected = f"0 with {tensor} above 1: adapters are not cut; take {section}.sequence_size"
         _fail("lora.rank", tensor, expected=expected, got=config.lora.rank)
 
 

@@ -7,6 +7,7 @@ from its own seed, and text is encoded, guided and decoded sample by sample.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -33,7 +34,7 @@ Stage = Literal["text", "denoise", "vae_video", "vae_dense", "colormap"]
 """Parts of sampling in their order: prompt to tokens, all steps of the network, latents to pixels
 of the video and of the dense map, colours to ids or depth."""
 StageWatch = Callable[[Stage], AbstractContextManager[object]]
-"""Makes what is entered around a stage, once per batch or per sample: a clock."""
+"""Makes what is entered around a stage, which may be in parts: a clock that adds up."""
 
 
 def unwatched(stage: Stage) -> AbstractContextManager[object]:
@@ -133,7 +134,7 @@ def generate(  # noqa: PLR0913 - two of them look on and change nothing
         config: model, diffusion, colormap and sample settings.
         on_step: told the number of samples in the batch after each sampling step.
         watch: entered around each stage.
-        helpers: processes that decode in turn, all with the same arguments; only the first of
+        helpers: processes that share the decoding, all with the same arguments; only the first of
             them gets samples, the others none. None = this process is alone.
 
     Raises:
@@ -154,7 +155,7 @@ def generate(  # noqa: PLR0913 - two of them look on and change nothing
             watch=watch,
         )
         decoded = _decode(
-            latents, request, codec=encoders.codec, config=config, watch=watch, helpers=helpers
+            latents, codec=encoders.codec, config=config, watch=watch, helpers=helpers
         )
         for seed, (rgb, *dense) in zip(seeds, decoded, strict=helpers.is_first):
             with watch("colormap"):
@@ -305,26 +306,35 @@ def _told(request: SampleRequest, config: Config) -> str:
     return request.prompt
 
 
-def _decode(  # noqa: PLR0913 - what decoding a batch takes
+def _decode(
     latents: Float[Tensor, "b t c h w"],
-    request: SampleRequest,
     *,
     codec: VideoCodec,
     config: Config,
     watch: StageWatch,
     helpers: Helpers,
-) -> list[list[UInt8[np.ndarray, "t h w 3"]]]:
+) -> list[list[UInt8[np.ndarray, "t2 h2 w2 3"]]]:
     """Pixels of every sample: the video's, then those of the dense map, if there is one."""
     views = [z for latent in latents for z in latent.split(config.model.latent_channels, dim=1)]
     per_sample = len(views) // len(latents)
+    decodes = [codec.pieces(view[None]) for view in views]
+    numbered = [(view, piece) for view, one in enumerate(decodes) for piece in range(len(one))]
 
-    def decode(i: int) -> Tensor:
-        with watch("vae_dense" if i % per_sample else "vae_video"):
-            return torch.from_numpy(to_uint8(codec.decode(views[i][None])[0]))
+    def stage(view: int) -> AbstractContextManager[object]:
+        return watch("vae_dense" if view % per_sample else "vae_video")
+
+    def make(number: int) -> Tensor:
+        view, piece = numbered[number]
+        with stage(view):
+            return decodes[view].decode(piece)
 
     # One after the other: decoding takes more memory than everything before it.
-    shape = (request.num_frames, request.height, request.width, 3)
-    pixels = [made.numpy() for made in helpers.make(decode, count=len(views), shape=shape)]
+    shapes = [shape for one in decodes for shape in one.shapes]
+    made = iter(helpers.make(make, shapes=shapes, dtype=codec.dtype))
+    pixels = []
+    for view, one in enumerate(decodes if helpers.is_first else []):
+        with stage(view):
+            pixels.append(to_uint8(one.join(list(islice(made, len(one))))[0]))
     return [pixels[first : first + per_sample] for first in range(0, len(pixels), per_sample)]
 
 

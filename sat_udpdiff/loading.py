@@ -3,8 +3,9 @@
 import platform
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from sat_udpdiff.config_io import to_values
 from sat_udpdiff.encoders.source import DTYPES, TINY
 from sat_udpdiff.generation import Encoders, GeneratedSample, Network, SampleRequest, generate
 from sat_udpdiff.parallel.layout import Layout
-from sat_udpdiff.parallel.sampling import GuidanceParallel, Helpers, helpers_of, is_same_everywhere
+from sat_udpdiff.parallel.sampling import GuidanceParallel, Helpers, ask_all, helpers_of
 from sat_udpdiff.weights.beside import frozen_beside, own_config_file
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 from sat_udpdiff.weights.fingerprint import fingerprint
@@ -69,7 +70,6 @@ class Model:
         config: Config,
         ema: bool = False,
         device: torch.device | None = None,
-        layout: Layout | None = None,
     ) -> "Model":
         """Load weights that are there, then the encoders, which take longer.
 
@@ -78,7 +78,6 @@ class Model:
             config: Of the network and its encoders.
             ema: Take the averaged weights.
             device: None = the GPU, if there is one.
-            layout: Of the processes that load it together; None = this one is alone.
 
         Raises:
             ValueError: Weights or encoders are missing, damaged or of another network, or the
@@ -92,19 +91,39 @@ class Model:
         network = load_network(weights, config=config, device=device)
         facts = common_facts(weights, config=config, network=network, encoders=encoders)
         facts["weights"] |= {"load": load, "ema": ema}
-        if layout is None:
-            return cls(config=config, network=network, encoders=encoders, facts=facts)
-        if not is_same_everywhere(facts["weights"]["sha256"]):
+        return cls(config=config, network=network, encoders=encoders, facts=facts)
+
+    @classmethod
+    def load_together(
+        cls, load: str, *, config: Config, layout: Layout, device: torch.device, ema: bool = False
+    ) -> "Model":
+        """`load` on all processes of `layout`, each of which keeps its share of the network.
+
+        Raises:
+            ValueError: On all processes, where one cannot load, or they found different weights.
+        """
+        from sat_udpdiff.sat_compat import ensure_model_parallel
+
+        # SAT makes groups when a network is built: all processes do, or none.
+        ensure_model_parallel()
+        model = fault = None
+        try:
+            model = cls.load(load, config=config, ema=ema, device=device)
+        except ValueError as error:
+            fault = str(error)
+        found = ask_all((fault, model and model.facts["weights"]["sha256"]))
+        faults = [one for one, _ in found if one is not None]
+        if model is None or faults:
+            raise ValueError(faults[0])
+        if len({sha256 for _, sha256 in found}) > 1:
             raise ValueError(
                 f"--load: the processes found different weights at {load}: a run that trains on "
                 "makes new ones; name one of its checkpoints"
             )
-        facts["processes"] = layout.sizes._asdict()
-        return cls(
-            config=config,
-            network=_shared(network, layout=layout),
-            encoders=encoders,
-            facts=facts,
+        return replace(
+            model,
+            network=_shared(model.network, layout=layout),
+            facts=model.facts | {"processes": layout.sizes._asdict()},
             helpers=helpers_of(layout, device=device),
         )
 
@@ -153,7 +172,7 @@ def load_network(weights: Path, *, config: Config, device: torch.device) -> "UDP
     return network.eval().requires_grad_(False)
 
 
-def _shared(network: "UDPDiffTransformer", *, layout: Layout) -> Network:
+def _shared(network: Any, *, layout: Layout) -> Network:
     """This process's share of a network that all processes of `layout` have whole."""
     from sat_udpdiff.parallel.network import share_out
 
@@ -178,6 +197,18 @@ def unseen_words(prompts: Sequence[str], *, encoders: Encoders) -> list[str]:
                 f"It knows: {' '.join(sorted(text.known_words()))}"
             )
     return lines
+
+
+def idle_decoders(config: Config, *, layout: Layout, batch_size: int) -> list[str]:
+    """A line where processes wait while others of the same sample decode."""
+    processes = prod(layout.sizes[1:])
+    views = batch_size * (1 + config.model.dense_groups)
+    if config.codec.tiling or processes <= views:
+        return []
+    return [
+        f"of {processes} processes per sample {processes - views} wait while the others decode; "
+        "codec.tiling=true shares out tiles, whose edges are blended"
+    ]
 
 
 def common_facts(

@@ -16,6 +16,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -27,9 +28,10 @@ from sat_udpdiff.config_io import dump_config, parse_cli
 from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
 from sat_udpdiff.generation import SampleRequest, check_request, check_task
 from sat_udpdiff.held_out import prompts_of_file
-from sat_udpdiff.loading import Model, settings_beside, unseen_words
+from sat_udpdiff.loading import Model, idle_decoders, settings_beside, unseen_words
 from sat_udpdiff.outputs import write_sample
 from sat_udpdiff.parallel.layout import Layout, lay_out
+from sat_udpdiff.parallel.sampling import until_all_are_done
 from sat_udpdiff.weights.find import find_weights, is_on_hub
 
 _SHORTCUTS = {
@@ -72,11 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
     if layout.rank == 0:
-        for line in unseen_words([job.request.prompt for job in jobs], encoders=model.encoders):
+        prompts = [job.request.prompt for job in jobs]
+        for line in [
+            *unseen_words(prompts, encoders=model.encoders),
+            *idle_decoders(config, layout=layout, batch_size=options.batch_size),
+        ]:
             print(f"sample.py: note: {line}", file=sys.stderr)
-    run(jobs[layout.at.data :: layout.sizes.data], model=model, shows=layout.rank == 0)
-    if prod(layout.sizes) > 1:
-        close_distributed()
+    with until_all_are_done() if prod(layout.sizes) > 1 else nullcontext():
+        run(jobs[layout.at.data :: layout.sizes.data], model=model, shows=layout.rank == 0)
     return 0
 
 
@@ -138,7 +143,13 @@ def _load(options: argparse.Namespace, *, config: Config, layout: Layout) -> Mod
     # What is written beside a sample makes it again on one process.
     alone = replace(config.sample, guidance_size=1, sequence_size=1, tensor_size=1)
     config = replace(config, sample=alone)
-    return Model.load(options.load, config=config, ema=options.ema, device=device, layout=layout)
+    try:
+        return Model.load_together(
+            options.load, config=config, layout=layout, device=device, ema=options.ema
+        )
+    except ValueError:
+        close_distributed()
+        raise
 
 
 def run(jobs: list[Job], *, model: Model, shows: bool = True) -> None:

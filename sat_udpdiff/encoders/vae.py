@@ -16,6 +16,7 @@ from torch import Tensor
 from sat_udpdiff.config import VideoCodecConfig
 from sat_udpdiff.encoders.latents import LatentDistribution, LatentSize, latent_size
 from sat_udpdiff.encoders.source import DTYPES, WeightSource, find_source, loading_error
+from sat_udpdiff.encoders.tiles import PiecewiseDecode, as_video
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
@@ -137,14 +138,23 @@ class VideoCodec:
         Raises:
             ValueError: wrong number of channels.
         """
+        latents = self._checked(latents)
+        return decode_latents(self.vae, latents, scale_factor=self.config.scale_factor)
+
+    def pieces(self, latents: Float[Tensor, "b t c h w"]) -> PiecewiseDecode:
+        """`decode` in pieces, for several processes; errors likewise."""
+        latents = self._checked(latents)
+        z, num_frames = _unscaled(self.vae, latents, scale_factor=self.config.scale_factor)
+        return PiecewiseDecode(self.vae, z, num_frames=num_frames, config=self.config)
+
+    def _checked(self, latents: Tensor) -> Tensor:
+        """Latents on the codec's device; ValueError for those of another codec."""
         if latents.ndim != 5 or latents.shape[2] != self.latent_channels:
             raise ValueError(
                 f"latents: expected (b, t, {self.latent_channels}, h, w), got "
                 f"{tuple(latents.shape)}"
             )
-        return decode_latents(
-            self.vae, latents.to(self.device), scale_factor=self.config.scale_factor
-        )
+        return latents.to(self.device)
 
 
 @torch.no_grad()
@@ -161,16 +171,22 @@ def decode_latents(
     Returns:
         Video, float32, clamped to [-1, 1], of temporal_compression (t - 1) + 1 frames.
     """
+    z, num_frames = _unscaled(vae, latents, scale_factor=scale_factor)
+    decoded: Any = vae.decode(z)
+    return as_video(decoded.sample, num_frames=num_frames)
+
+
+def _unscaled(
+    vae: "AutoencoderKLCogVideoX", latents: Float[Tensor, "b t c h w"], *, scale_factor: float
+) -> tuple[Float[Tensor, "b c t2 h w"], int]:
+    """What the decoder is given, and how many frames of what it makes are the video."""
     num_frames = (latents.shape[1] - 1) * int(vae.config["temporal_compression_ratio"]) + 1
     z = rearrange(latents, "b t c h w -> b c t h w") / scale_factor
     # The decoder keeps the first frame apart only where the first chunk is odd: an even number
     # of latent frames would come out as 4 t frames. Repeat the last one and cut its frames.
     if z.shape[2] % 2 == 0:
         z = torch.cat([z, z[:, :, -1:]], dim=2)
-    decoded: Any = vae.decode(z.to(vae.dtype))
-    return rearrange(
-        decoded.sample[:, :, :num_frames].float().clamp(-1, 1), "b c t h w -> b t c h w"
-    )
+    return z.to(vae.dtype), num_frames
 
 
 def enable_tiling(vae: "AutoencoderKLCogVideoX") -> None:

@@ -43,7 +43,7 @@ class SamplingTime:
     height: int
     width: int
     stages: Mapping[Stage, tuple[float, ...]]
-    """By stage, one number per run; nearly 0 for the dense map of a network without one."""
+    """By stage, one number per run; 0 for the dense map of a network without one."""
     totals: tuple[float, ...]
     """From the prompt to the sample, one per run; the stages and what lies between them."""
 
@@ -118,7 +118,7 @@ def time_sampling(
         num_frames=request.num_frames,
         height=request.height,
         width=request.width,
-        stages={stage: tuple(seconds[stage] for _, seconds in laps) for stage in STAGES},
+        stages={stage: tuple(seconds.get(stage, 0.0) for _, seconds in laps) for stage in STAGES},
         totals=tuple(total for total, _ in laps),
     )
 

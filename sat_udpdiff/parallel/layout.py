@@ -90,11 +90,13 @@ def lay_out(
     size = guidance_size * sequence * tensor
     if place.world_size % size:
         guidance = f"guidance {guidance_size} x " if guidance_size > 1 else ""
+        keys = [f"{section}.tensor_size", f"{section}.sequence_size"]
+        keys += [f"{section}.guidance_size"] if guidance else []
         raise ConfigError(
             f"{section}: world size {place.world_size} is not tensor {tensor} x sequence "
             f"{sequence} x {guidance}data n; start a multiple of {size} processes, or change "
-            f"{section}.tensor_size or {section}.sequence_size",
-            keys=(f"{section}.tensor_size", f"{section}.sequence_size"),
+            f"{' or '.join(keys)}",
+            keys=tuple(keys),
         )
     sizes = Axes(place.world_size // size, guidance_size, sequence, tensor)
     return Layout(rank=place.rank, sizes=sizes)

@@ -4,14 +4,20 @@ Tokens and weights are shared as in training (`network.py`). Every process has t
 it is drawn on the CPU from the sample's seed, and so the same latents after every step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import UInt8
 from torch import Tensor
 
+from sat_udpdiff.distributed import close_distributed
 from sat_udpdiff.parallel.layout import Layout
+
+_LONGEST_WAIT = timedelta(days=30)
 
 
 class GuidanceParallel:
@@ -41,7 +47,7 @@ class GuidanceParallel:
 
 
 class Helpers:
-    """Processes that make equal pieces of work in turn; the first of them gets all.
+    """Processes that share pieces of work, each of which it takes one to make; the first gets all.
 
     Args:
         group: Of these processes; None = this one is alone.
@@ -61,34 +67,63 @@ class Helpers:
         return self._rank == 0
 
     def make(
-        self, piece: Callable[[int], UInt8[Tensor, "..."]], *, count: int, shape: Sequence[int]
-    ) -> list[UInt8[Tensor, "..."]]:
-        """Pieces 0 .. count - 1 on the CPU; none but on the first process.
+        self, piece: Callable[[int], Tensor], *, shapes: Sequence[Sequence[int]], dtype: torch.dtype
+    ) -> list[Tensor]:
+        """All pieces on the CPU, in order; none but on the first process.
 
         Args:
-            piece: Makes one of them.
-            count: Of all processes together, which call this alike.
-            shape: Of every piece.
+            piece: Makes the one of a number.
+            shapes: Of the pieces of all processes together, which call this alike.
+            dtype: Of all pieces.
         """
-        own = {i: piece(i) for i in range(self._rank, count, self._size)}
+        makers = deal([prod(shape) for shape in shapes], parts=self._size)
+        # All of its own before the first is sent: nobody waits for one that works.
+        own = {i: piece(i).cpu() for i, rank in enumerate(makers) if rank == self._rank}
         if self._group is None:
             return list(own.values())
         made = []
         ranks = dist.get_process_group_ranks(self._group)
-        for i in range(count):
-            sent = own[i] if i in own else torch.empty(*shape, dtype=torch.uint8)
+        for i, (shape, rank) in enumerate(zip(shapes, makers, strict=True)):
+            sent = own.pop(i) if rank == self._rank else torch.empty(*shape, dtype=dtype)
             sent = sent.to(self._device).contiguous()
             # To all: not every backend sends from one to one other.
-            dist.broadcast(sent, src=ranks[i % self._size], group=self._group)
-            made.append(sent.cpu())
-        return made if self.is_first else []
+            dist.broadcast(sent, src=ranks[rank], group=self._group)
+            if self.is_first:
+                made.append(sent.cpu())
+        return made
 
 
-def is_same_everywhere(value: str) -> bool:
-    """Whether all processes of the program have the same `value`; they ask together."""
-    values = [""] * dist.get_world_size()
+def deal(costs: Sequence[int], *, parts: int) -> list[int]:
+    """To which part each of the costs goes: the highest first, each to the part with least so far.
+
+    No part gets more than 4/3 of what the best deal has (Graham 1969, "Bounds on multiprocessing
+    timing anomalies"); equal costs go round.
+    """
+    loads, dealt = [0] * parts, [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        dealt[i] = loads.index(min(loads))
+        loads[dealt[i]] += costs[i]
+    return dealt
+
+
+def ask_all(value: Any) -> list[Any]:
+    """`value` of every process of the program, in order of rank; they ask together."""
+    values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
-    return len(set(values)) == 1
+    return values
+
+
+@contextmanager
+def until_all_are_done() -> Iterator[None]:
+    """The program's process group ends here, when every process has come so far.
+
+    However long that takes: some launchers end the others when one has ended, and those that are
+    left may need what the first holds, the addresses of all.
+    """
+    everyone = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    yield
+    dist.barrier(group=everyone)
+    close_distributed()
 
 
 def helpers_of(layout: Layout, *, device: torch.device) -> Helpers:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sat_udpdiff.encoders.text import TextEncoder
+from sat_udpdiff.encoders.tiles import PiecewiseDecode
 from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.evaluation import timing
 from sat_udpdiff.evaluation.paper import table_rows
@@ -64,7 +65,7 @@ def clock(monkeypatch):
         monkeypatch.setattr(owner, name, call)
 
     slow(TextEncoder, "encode", 1)
-    slow(VideoCodec, "decode", 100)
+    slow(PiecewiseDecode, "decode", 100)
     return now
 
 
@@ -106,7 +107,7 @@ def test_a_network_without_dense_maps_decodes_one_video(world, clock):
 
 
 def test_watching_changes_nothing(world):
-    """And every stage is entered once per sample, text and denoising once per batch."""
+    """And every stage is entered: text and denoising once per batch, what is decoded twice."""
     network, encoders, config = world
     seen = []
 
@@ -122,8 +123,12 @@ def test_watching_changes_nothing(world):
     for one, other in zip(plain, watched, strict=True):
         np.testing.assert_array_equal(one.rgb, other.rgb)
         np.testing.assert_array_equal(one.dense, other.dense)
-    per_sample = list(STAGES[2:])
-    assert seen == [*STAGES[:2], *per_sample * 2, *STAGES[:2], *per_sample]
+    views = list(STAGES[2:4])
+    expected = []
+    for batch in (2, 1):
+        # Latents to pixels, view by view, and then these to frames.
+        expected += [*STAGES[:2], *views * batch, *views * batch, *STAGES[4:] * batch]
+    assert seen == expected
 
 
 def test_real_seconds_add_up(world):

@@ -3,8 +3,9 @@
     python forked_runs.py train RUNS.json
 
 Each process of a run is a fork of this one, which has imported everything and started nothing: the
-imports take longer than all steps of such a run. RUNS.json is a list of {"ranks": 4, "arguments":
-[..]}; the first run that fails ends the program with what its processes wrote.
+imports take longer than all steps of such a run. RUNS.json is a list of {"program":
+"sat_udpdiff.train", "ranks": 4, "arguments": [..]}, where a program is a module with a `main`; the
+first run that fails ends the program with what its processes wrote.
 """
 
 import importlib
@@ -25,6 +26,7 @@ _PATIENCE = 20.0
 _IMPORTS = {
     "train": (
         "deepspeed.runtime.engine",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
         "deepspeed.runtime.zero.stage3",
         "functorch.compile",
         "torch._dynamo",
@@ -37,16 +39,16 @@ _IMPORTS = {
         "sat_udpdiff.weights.adapted",
     ),
 }
-"""What the programs import only when they need it, which they will."""
+"""By kind of program: what it imports only when it needs it, which it will."""
 
 
 def main() -> int:
     """Make all runs; returns the exit status."""
-    name, plan = sys.argv[1:]
-    program = importlib.import_module(f"sat_udpdiff.{name}").main
-    for module in _IMPORTS[name]:
+    kind, plan = sys.argv[1:]
+    for module in _IMPORTS[kind]:
         importlib.import_module(module)
     for run in json.loads(Path(plan).read_text(encoding="utf-8")):
+        program = importlib.import_module(run["program"]).main
         with tempfile.TemporaryDirectory() as folder:
             call = partial(program, run["arguments"])
             if not succeeds(call, ranks=run["ranks"], logs=Path(folder)):

@@ -1,6 +1,7 @@
 """Who works with whom, in numbers: no process is started."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,23 +71,34 @@ def test_a_world_size_that_does_not_fit_is_refused_with_all_numbers():
     expected = "world size 6 is not tensor 2 x sequence 2 x data n; start a multiple of 4 processes"
     with pytest.raises(ConfigError, match=expected):
         layouts(6, tensor=2, sequence=2)
-    with pytest.raises(ConfigError, match=r"sample: world size 3 is not .* x guidance 2 x"):
+    expected = "sample: world size 3 is not tensor 1 x sequence 1 x guidance 2 x .*guidance_size"
+    with pytest.raises(ConfigError, match=expected):
         lay_out(ParallelConfig(), place=place(0, 3), guidance_size=2, section="sample")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["parallel.sequence_size=5"], "to divide model.num_heads=48, got tensor 1 x sequence 5"),
+        (
+            ["parallel.sequence_size=5"],
+            r"to divide model.num_heads=48 \(1, 2, 3, 4, 6, 8, 12, 16, 24, 48\), got tensor 1 x",
+        ),
+        (
+            ["model.num_heads=30", "model.hidden_size=1920", "parallel.sequence_size=4"],
+            r"num_heads=30 \(1, 2, 3, 5, 6, 10, 15, 30\), got tensor 1 x sequence 4",
+        ),
         (
             ["parallel.sequence_size=16", "parallel.tensor_size=2"],
-            "to divide model.num_heads=48, got tensor 2 x sequence 16",
+            r"to divide model.num_heads=48 \(.*\), got tensor 2 x sequence 16",
         ),
         (["sample.sequence_size=5"], "sample.sequence_size: expected tensor_size x sequence_size"),
         (["sample.guidance_size=3"], "sample.guidance_size: expected 1 or 2, got 3"),
         (["train.offload=weights"], "train.offload: expected none or optimizer with train.zero_st"),
         (["parallel.sequence_size=0"], "parallel.sequence_size: expected at least 1, got 0"),
-        (["parallel.tensor_size=2", "lora.rank=4"], "lora.rank: expected 0 with parallel.tensor"),
+        (
+            ["parallel.tensor_size=2", "lora.rank=4"],
+            "lora.rank: expected 0 with parallel.tensor_size above 1: .* parallel.sequence_size",
+        ),
         (["parallel.tensor_size=2", "train.zero_stage=3"], "train.zero_stage: expected 1 or 2"),
         (
             [
@@ -103,10 +115,13 @@ def test_settings_that_do_not_go_together_are_refused(overrides, message):
         load_config([], overrides)
 
 
-@pytest.mark.parametrize("heads", ["model.num_heads=30 model.hidden_size=1920", ""])
-@pytest.mark.parametrize("size", [2, 3, 6])
-def test_the_heads_of_the_released_networks_can_be_shared(heads, size):
-    load_config([], [*heads.split(), f"parallel.sequence_size={size}"])
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("5b", (2, 3, 4, 6, 8, 12, 16)), ("2b", (2, 3, 5, 6, 10, 15))]
+)
+def test_the_heads_of_the_released_networks_can_be_shared(family, sizes):
+    base = str(Path(__file__).parents[2] / "configs" / f"{family}.yaml")
+    for size in sizes:
+        load_config([base], [f"parallel.sequence_size={size}", f"sample.sequence_size={size}"])
 
 
 def test_runs_of_tokens_differ_by_one_at_most_and_leave_none_out():

@@ -22,9 +22,12 @@ PROGRAM = Path(__file__).with_name("forked_runs.py")
 NETWORK = ("model.num_heads=4", "model.text_length=15")
 STEPS, MORE_STEPS = 3, 5
 SEQUENCE, TENSOR = "parallel.sequence_size=2", "parallel.tensor_size=2"
-# Name -> processes, and settings; four samples make a step in all of them.
+LORA = ("lora.rank=4", "lora.alpha=4")
+# Name -> processes, and settings; four samples make a step in all of them. ZeRO is of stage 2 where
+# nothing else is said.
 LAYOUTS = {
     "plain": (1, ["train.micro_batch_size=4"]),
+    "zero 1": (2, ["train.micro_batch_size=2", "train.zero_stage=1"]),
     "sequence": (4, ["train.micro_batch_size=2", SEQUENCE]),
     "tensor": (4, ["train.micro_batch_size=2", TENSOR]),
     "zero 3": (
@@ -42,17 +45,21 @@ LAYOUTS = {
             TENSOR,
         ],
     ),
+    "plain lora": (1, ["train.micro_batch_size=4", *LORA]),
+    "sequence lora": (2, ["train.micro_batch_size=4", *LORA, SEQUENCE]),
 }
-OTHERS = [name for name in LAYOUTS if name != "plain"]
+PLAIN = {name: "plain lora" if "lora" in name else "plain" for name in LAYOUTS}
+OTHERS = [name for name in LAYOUTS if name not in PLAIN.values()]
 # Goes on from a checkpoint of another layout: name -> where from, processes, settings.
 MOVES = {
-    "plain": ("plain", *LAYOUTS["plain"]),
     "sequence to tensor": ("sequence", 2, ["train.micro_batch_size=4", TENSOR]),
     "tensor to sequence": ("tensor", 2, ["train.micro_batch_size=4", SEQUENCE]),
     "both to plain": ("both", 1, ["train.micro_batch_size=4"]),
+    "zero 3 to zero 1": ("zero 3", 2, ["train.micro_batch_size=2", "train.zero_stage=1"]),
+    "zero 1 to zero 3": ("zero 1", 2, ["train.micro_batch_size=2", "train.zero_stage=3"]),
 }
 ELASTIC = ((4, 1), (2, 2), (1, 3), (4, MORE_STEPS))
-"""Processes, and the step to which they train, one after another in one folder."""
+"""Processes, and the step to which they train, one after another, by the same command."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,9 @@ def world(small_world, tmp_path_factory) -> list[str]:
         f"validation.latents={cache}",
         "validation.clips=2",
         f"validation.every_steps={STEPS}",
+        f"checkpoint.every_steps={STEPS}",
         "checkpoint.keep_last=0",
+        "run.preflight=false",
     ]
 
 
@@ -91,7 +100,13 @@ def runs(world, user_env, tmp_path_factory) -> Path:
     """Folder with a run for every layout, move and the elastic one."""
     folder = tmp_path_factory.mktemp("runs")
     first = [
-        one_run(world, folder / name, ranks=ranks, settings=settings, steps=STEPS)
+        one_run(
+            world,
+            folder / name,
+            ranks=ranks,
+            settings=settings,
+            steps=MORE_STEPS if name == "plain" else STEPS,
+        )
         for name, (ranks, settings) in LAYOUTS.items()
     ]
     elastic = [
@@ -99,7 +114,7 @@ def runs(world, user_env, tmp_path_factory) -> Path:
             world,
             folder / "elastic",
             ranks=ranks,
-            settings=[f"train.micro_batch_size={4 // ranks}", "checkpoint.every_steps=1"],
+            settings=["train.global_batch=4", "train.micro_batch_size=1"],
             steps=steps,
         )
         for ranks, steps in ELASTIC
@@ -116,8 +131,10 @@ def runs(world, user_env, tmp_path_factory) -> Path:
 
 
 def one_run(world: list[str], output: Path, *, ranks: int, settings: list[str], steps: int) -> dict:
-    arguments = [*world, f"run.output={output}", *settings, f"train.steps={steps}"]
-    return {"ranks": ranks, "arguments": arguments}
+    """A run, and beside its folder another with the keys of its samples."""
+    keys = str(output.with_name(f"{output.name}_keys_{steps}"))
+    arguments = [keys, *world, f"run.output={output}", *settings, f"train.steps={steps}"]
+    return {"program": "recorded_train", "ranks": ranks, "arguments": arguments}
 
 
 def make(some_runs: list[dict], *, folder: Path, env: dict[str, str]) -> None:
@@ -140,6 +157,13 @@ def lines(run: Path) -> list[dict]:
     return [{key: line[key] for key in line if "second" not in key} for line in read]
 
 
+def keys_of(run: Path, *, steps: int) -> list[str]:
+    """Of the samples in global order, given a run of data ranks alone that ended at `steps`."""
+    ranks = sorted(run.with_name(f"{run.name}_keys_{steps}").iterdir())
+    by_rank = [map(json.loads, path.read_text().splitlines()) for path in ranks]
+    return [key for batches in zip(*by_rank, strict=True) for batch in batches for key in batch]
+
+
 def tensors(run: Path, *, kind: str, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / f"checkpoints/step_{step:08d}/{kind}.safetensors")
 
@@ -147,12 +171,27 @@ def tensors(run: Path, *, kind: str, step: int) -> dict[str, torch.Tensor]:
 def assert_same_lines(found: list[dict], expected: list[dict]) -> None:
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for line, other in zip(found, expected, strict=True):
-        assert line == pytest.approx(other, rel=2e-5, abs=1e-9)
+        assert line.keys() == other.keys()
+        for key, value in other.items():
+            is_number = isinstance(value, float)
+            assert line[key] == (pytest.approx(value, rel=2e-6) if is_number else value), key
+
+
+def assert_same_tensors(found: Path, expected: Path, *, step: int) -> None:
+    for kind in ("exp_avg", "exp_avg_sq", "network", "ema"):
+        plain, values = (
+            tensors(expected, kind=kind, step=step),
+            tensors(found, kind=kind, step=step),
+        )
+        assert values.keys() == plain.keys()
+        for key, value in plain.items():
+            difference = (values[key] - value).norm() / value.norm()
+            assert difference < 2e-5, f"{kind} of {key}"
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_losses_and_gradient_norms_are_those_of_the_plain_run(name, runs):
-    plain = lines(runs / "plain")
+    plain = [line for line in lines(runs / PLAIN[name]) if line["step"] <= STEPS]
     assert [line["step"] for line in plain] == [1, 2, 3, 3]
     assert plain[-1]["kind"] == "validation"
     assert min(line["grad_norm"] for line in plain[:-1]) > 1  # it is clipped
@@ -160,25 +199,29 @@ def test_losses_and_gradient_norms_are_those_of_the_plain_run(name, runs):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("kind", ["exp_avg", "exp_avg_sq", "network", "ema"])
-def test_every_tensor_is_that_of_the_plain_run(name, kind, runs):
-    plain = tensors(runs / "plain", kind=kind, step=STEPS)
-    found = tensors(runs / name, kind=kind, step=STEPS)
-    assert found.keys() == plain.keys()
-    for key, value in plain.items():
-        difference = (found[key] - value).norm() / value.norm()
-        assert difference < 1e-4, key
+def test_every_tensor_is_that_of_the_plain_run(name, runs):
+    assert_same_tensors(runs / name, runs / PLAIN[name], step=STEPS)
 
 
-@pytest.mark.parametrize("name", ["sequence to tensor", "tensor to sequence", "both to plain"])
+@pytest.mark.parametrize("name", MOVES)
 def test_a_checkpoint_of_one_layout_opens_in_another(name, runs):
-    plain, moved = lines(runs / "moved/plain"), lines(runs / "moved" / name)
+    plain = lines(runs / "plain")
     assert [line["step"] for line in plain] == [1, 2, 3, 3, 4, 5]
-    assert_same_lines(moved, plain)
+    assert_same_lines(lines(runs / "moved" / name), plain)
+    assert_same_tensors(runs / "moved" / name, runs / "plain", step=MORE_STEPS)
 
 
 def test_four_two_one_and_four_processes_make_one_run(runs):
-    expected = [line for line in lines(runs / "moved/plain") if "kind" not in line]
-    found = [line for line in lines(runs / "elastic") if "kind" not in line]
+    plain, elastic = runs / "plain", runs / "elastic"
+    expected = [line for line in lines(plain) if "kind" not in line]
+    found = [line for line in lines(elastic) if "kind" not in line]
     assert_same_lines(found, expected)
     assert [line["samples_seen"] for line in found] == [4, 8, 12, 16, 20]
+    assert_same_tensors(elastic, plain, step=MORE_STEPS)
+
+
+def test_another_number_of_processes_takes_the_same_samples_in_the_same_order(runs):
+    expected = keys_of(runs / "plain", steps=MORE_STEPS)
+    assert len(expected) == 4 * MORE_STEPS
+    found = [key for _, steps in ELASTIC for key in keys_of(runs / "elastic", steps=steps)]
+    assert found == expected
