@@ -342,12 +342,14 @@ def _from_slurm(environ: Mapping[str, str]) -> LaunchFacts:
     key = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     job = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
+    local_rank = _number(environ, "SLURM_LOCALID")
+    first = environ.get("MASTER_ADDR") or _first_node_address(nodes, local_rank=local_rank)
     return LaunchFacts(
         launcher="slurm",
         rank=_number(environ, "SLURM_PROCID"),
         world_size=_number(environ, key),
-        local_rank=_number(environ, "SLURM_LOCALID"),
-        master_addr=environ.get("MASTER_ADDR") or _first_node_address(nodes),
+        local_rank=local_rank,
+        master_addr=first,
         master_port=_port(environ, job=job),
     )
 
@@ -358,7 +360,7 @@ def first_node(nodes: str) -> str:
     return re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", entry[0]) if entry else ""
 
 
-def _first_node_address(nodes: str) -> str:
+def _first_node_address(nodes: str, *, local_rank: int) -> str:
     """Where rank 0 listens: Slurm puts it on the first node of the step."""
     host = first_node(nodes)
     if not host or nodes == host:
@@ -367,7 +369,9 @@ def _first_node_address(nodes: str) -> str:
         socket.gethostbyname(host)
     except OSError:
         # Virtual nodes share one machine, and their names are known to Slurm alone.
-        sys.stderr.write(f"MASTER_ADDR: the name {host} is unknown here; using {_LOOPBACK}\n")
+        if local_rank == 0:
+            message = f"{node_name()} does not know the name {host}; using {_LOOPBACK}\n"
+            sys.stderr.write(f"MASTER_ADDR: {message}")
         return _LOOPBACK
     return host
 

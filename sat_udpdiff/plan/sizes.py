@@ -119,6 +119,18 @@ def count_kinds(config: Config) -> int:
     return 3 + config.ema.enabled
 
 
+def count_checkpoints(config: Config) -> int:
+    """The most checkpoints of a run that lie on the disk at once: while the last one is written."""
+    every, keep = config.checkpoint.every_steps, config.checkpoint.keep_last
+    saves = max(1, -(-config.train.steps // every))
+    if not keep or saves <= keep + 1:
+        return saves
+    # The oldest of the newest goes when the last one is complete; multiples before it stay.
+    oldest = (saves - keep) * every
+    for_ever = config.checkpoint.keep_every
+    return keep + 1 + ((oldest - 1) // for_ever if for_ever else 0)
+
+
 def count_samples(config: Config) -> int | None:
     """Samples in the shards or the cache that a run reads; None where none are named or there.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sat_udpdiff.config import Config, global_batch
-from sat_udpdiff.plan.sizes import Sizes, count_samples
+from sat_udpdiff.plan.sizes import Sizes, count_checkpoints, count_samples
 
 RECOMPUTED_LAYERS = {"none": "no layer", "selective": "every second layer", "full": "every layer"}
 
@@ -94,10 +94,7 @@ def _describe_ranks(config: Config, *, gpus: int, processes: str) -> str:
 
 def describe_checkpoint(config: Config, *, sizes: Sizes) -> str:
     """Size of a checkpoint, and of all that lie on the disk at once."""
-    keep, every = config.checkpoint.keep_last, config.checkpoint.keep_every
-    saves = max(1, config.train.steps // config.checkpoint.every_steps)
-    # The oldest is deleted when the newest is complete.
-    count = min(saves, keep + 1 + (config.train.steps // every if every else 0)) if keep else saves
+    count = count_checkpoints(config)
     size = sizes.checkpoint_bytes / 1e9
     return (
         f"{size:,.2f} GB, of which the network {sizes.network_bytes / 1e9:,.2f} GB; "

@@ -10,7 +10,7 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sat_udpdiff.distributed import Place, node_name
@@ -31,13 +31,17 @@ class HangWatch:
     Args:
         minutes: Without `beat`; 0 = never.
         place: Of this rank, for the message.
+        last_words: Called when the stacks are out. It has ten seconds, in a thread of its own: a
+            disk may be what hangs.
     """
 
-    def __init__(self, *, minutes: float, place: Place) -> None:
-        self._seconds, self._place = 60 * minutes, place
+    def __init__(
+        self, *, minutes: float, place: Place, last_words: Callable[[], None] = lambda: None
+    ) -> None:
+        self._seconds, self._place, self._last_words = 60 * minutes, place, last_words
         self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
         self._is_over = threading.Event()
-        self._is_paused = False
+        self._is_paused = self._has_told = False
         self._since, self._steps = time.monotonic(), 0
 
     def __enter__(self) -> "HangWatch":
@@ -46,8 +50,10 @@ class HangWatch:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An error after the stacks are out is that of a rank which has ended itself before us.
+        if not (self._has_told and kind):
+            self._is_over.set()
         if self._seconds:
             faulthandler.cancel_dump_traceback_later()
             self._thread.join()
@@ -83,13 +89,25 @@ class HangWatch:
 
     def _end(self, waited: float) -> None:
         """Tell where all threads are, and leave without any of them."""
+        self._has_told = True
         rank = f"rank {self._place.rank} of {self._place.world_size} on {node_name()}"
         setting = f"run.hang_minutes={self._seconds / 60:g}"
         message = (
             f"\ntrain.py: {rank}: no step was done for {waited / 60:.1f} minutes ({setting}), "
             f"{self._steps} were before; all threads:\n"
         )
-        os.write(_STDERR, message.encode())
-        faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+        # In one piece, and each line with its rank: all ranks write to one log at the same time.
+        lines = [f"[rank {self._place.rank}] {line}\n" for line in _stacks().splitlines()]
+        os.write(_STDERR, "".join([message, *lines]).encode())
+        threading.Thread(target=self._last_words, name="last words", daemon=True).start()
         if not self._is_over.wait(_LATER_SECONDS):
             os._exit(HUNG)
+
+
+def _stacks() -> str:
+    """Where all threads of this process stand."""
+    # Into memory: a disk may be what hangs.
+    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read().decode(errors="replace")

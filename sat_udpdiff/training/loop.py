@@ -231,7 +231,11 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     try:
         with (
             trainer.stop.noted(),
-            HangWatch(minutes=config.run.hang_minutes, place=trainer.place) as hang,
+            HangWatch(
+                minutes=config.run.hang_minutes,
+                place=trainer.place,
+                last_words=lambda: log.say_end("hung"),
+            ) as hang,
         ):
             while state.step < config.train.steps:
                 report = train_step(trainer, timed)
@@ -340,7 +344,8 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
     times["data_wait_seconds"] = max(wait for wait, *_ in of_ranks)
     damage = data.damage.joined(reasons for _, reasons, *_ in of_ranks)
     *_, forwards, hosts = zip(*of_ranks, strict=True)
-    log.tell_about_lag(find_lag(forwards), hosts=hosts, step=state.step)
+    lag = find_lag(forwards)
+    log.tell_about_lag(lag, hosts=hosts, step=state.step)
     values = {
         "step": state.step,
         **meter.means(),
@@ -349,6 +354,7 @@ def _write(  # noqa: PLR0913 - what a line of the log is made of
         "bad_steps": state.bad_steps,
         "overflow_steps": state.overflow_steps,
         "damaged_clips": len(damage.reasons),
+        "rank_lag": None if lag is None else round(lag.ratio, 4),
         **times,
     }
     log.write(values)

@@ -25,10 +25,10 @@ import torch.distributed as dist
 import data_loaders
 import sat_udpdiff
 from data_loaders.shard_files import files_at
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.distributed import Place, node_name, spell_ranks
 from sat_udpdiff.plan import derive_sizes, estimate_memory
-from sat_udpdiff.plan.sizes import Sizes
+from sat_udpdiff.plan.sizes import Sizes, count_checkpoints
 from sat_udpdiff.training import ranks
 from sat_udpdiff.weights.run_folder import step_folders
 
@@ -51,6 +51,21 @@ class Findings:
     faults: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """Bytes for checkpoints, and how many of them they must hold."""
+
+    free: int
+    each: int
+    """Of one checkpoint."""
+    soon: int
+    """Checkpoints to come until each new one takes the place of an old one."""
+    still: int
+    """Checkpoints to come that will lie there at once, up to the end of the run."""
+    most: int
+    """The same with those that are there already."""
+
+
 def preflight(config: Config, *, place: Place) -> None:
     """Compare the machines, ask them for what the run needs, and measure how they reach each other.
 
@@ -71,17 +86,17 @@ def preflight(config: Config, *, place: Place) -> None:
     sizes = derive_sizes(config)
     with _folder(Path(config.run.output), place=place) as token:
         faults = _look_at_folder(Path(config.run.output), token)
+        room = measure_room(config, checkpoint_bytes=sizes.checkpoint_bytes)
         if place.is_main:
-            faults += _look_at_room(config, checkpoint_bytes=sizes.checkpoint_bytes)
+            faults += lack_of_room(config, room=room)
         seen = ranks.gather(faults, place=place)
     _end_if_any(_faults(seen), nodes=nodes, place=place)
-    seconds, num_bytes = _time_all_reduce(place)
+    speed = _time_all_reduce(place)
     warnings = slow_nodes(_time_links(nodes, place=place))
-    warnings += _compare_memory(config, sizes=sizes, place=place)
+    warnings += compare_memory(config, sizes=sizes, place=place)
     if place.is_main:
-        speed = f"all-reduce of {num_bytes / 1e6:.0f} MB in {seconds * 1e3:.1f} ms ("
-        speed += f"{2 * (1 - 1 / len(nodes)) * num_bytes / seconds / 1e9:.2f} GB/s)"
-        _say_all_is_well(config, nodes=nodes, device=own.facts["device"], speed=speed)
+        warnings += foresee_full_disk(config, room=room)
+        _say_all_is_well(config, nodes=nodes, device=own.facts["device"], speed=speed, room=room)
         for line in warnings:
             _say(f"warning: {line}")
 
@@ -115,15 +130,24 @@ def _device(place: Place) -> dict[str, str]:
 
 
 def _look_at_data(config: Config) -> tuple[list[str], dict[str, str]]:
-    """What is wrong with the manifest, and its fingerprint: copies on the nodes may differ."""
-    is_video = config.data.source == "video"
-    key = "data.shards" if is_video else "data.latents"
-    name = config.data.shards if is_video else config.data.latents
-    try:
-        content = files_at(name).read_manifest()
-    except (ValueError, OSError) as error:
-        return [f"{key}={name}: {error}"], {}
-    return [], {f"manifest of {key}": hashlib.sha256(content).hexdigest()[:12]}
+    """What is wrong with the manifests, and their fingerprints: copies on the nodes may differ."""
+    data, held_out = config.data, config.validation
+    named = (
+        {"data.shards": data.shards} if data.source == "video" else {"data.latents": data.latents}
+    )
+    if held_out.every_steps:
+        named |= {"validation.shards": held_out.shards, "validation.latents": held_out.latents}
+    faults, facts = [], {}
+    for key, name in named.items():
+        if not name and not key.startswith("data."):
+            continue
+        try:
+            content = files_at(name).read_manifest()
+        except (ValueError, OSError) as error:
+            faults.append(f"{key}={name}: {error}")
+        else:
+            facts[f"manifest of {key}"] = hashlib.sha256(content).hexdigest()[:12]
+    return faults, facts
 
 
 @contextmanager
@@ -172,37 +196,69 @@ def _look_at_folder(run: Path, token: str) -> list[str]:
     return []
 
 
-def _look_at_room(config: Config, *, checkpoint_bytes: int) -> list[str]:
-    """Whether the checkpoints that will lie there at once have room; one more than is kept."""
-    keep, run = config.checkpoint.keep_last, Path(config.run.output)
-    to_come = max(1, config.train.steps // config.checkpoint.every_steps)
+def measure_room(config: Config, *, checkpoint_bytes: int) -> Room:
+    """What is free for the checkpoints of a run, and how many it will keep there.
+
+    Args:
+        config: Of the run.
+        checkpoint_bytes: Of one checkpoint.
+    """
+    run, most = Path(config.run.output), count_checkpoints(config)
     present = len(step_folders(run))
-    # Those that are there will make room, but for the one that is written before that.
-    wanted = max(1, min(keep + 1 if keep else to_come, to_come) - present)
-    free, need = _free(run), wanted * checkpoint_bytes
-    if need <= free:
+    # One more than is kept lies there while it is written.
+    soon = min(config.checkpoint.keep_last + 1, most) if config.checkpoint.keep_last else 1
+    return Room(
+        free=_free(run),
+        each=checkpoint_bytes,
+        soon=max(1, soon - present),
+        still=max(1, most - present),
+        most=most,
+    )
+
+
+def lack_of_room(config: Config, *, room: Room) -> list[str]:
+    """A line where the next checkpoints have no room: the run would end with the first of them."""
+    if room.soon * room.each <= room.free:
         return []
-    return [
-        f"run.output={run}: {free / 1e9:,.1f} GB are free, and {wanted} checkpoints of "
-        f"{checkpoint_bytes / 1e9:,.2f} GB (checkpoint.keep_last={keep}) take {need / 1e9:,.1f} GB"
-    ]
+    return [f"run.output={config.run.output}: {_spell_room(config, room=room, count=room.soon)}"]
+
+
+def foresee_full_disk(config: Config, *, room: Room) -> list[str]:
+    """A line where there is room for the next checkpoints and not for all that will be kept."""
+    if room.still * room.each <= room.free:
+        return []
+    return [f"the disk is full before the end: {_spell_room(config, room=room, count=room.still)}"]
+
+
+def _spell_room(config: Config, *, room: Room, count: int) -> str:
+    keep = config.checkpoint
+    return (
+        f"{room.free / 1e9:,.1f} GB are free, a checkpoint takes {room.each / 1e9:,.2f} GB, and "
+        f"{count} more of them (checkpoint.keep_last={keep.keep_last}, "
+        f"keep_every={keep.keep_every}) take {count * room.each / 1e9:,.1f} GB"
+    )
 
 
 def _free(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
-def _time_all_reduce(place: Place) -> tuple[float, int]:
-    """Seconds of the fastest of some all-reduces over all ranks, and their bytes."""
+def _time_all_reduce(place: Place) -> str:
+    """The fastest of some all-reduces over all ranks, in words; empty for one rank alone."""
+    count = place.world_size
+    if count == 1:
+        return ""
     numbers = torch.zeros(1 << (24 if place.device.type == "cuda" else 20), device=place.device)
     times = []
-    for _ in range(1 + _REPEATS if place.world_size > 1 else 0):
+    for _ in range(1 + _REPEATS):
         start = time.perf_counter()
         dist.all_reduce(numbers)
         _synchronise(place)
         times.append(time.perf_counter() - start)
-    # The first one makes the connections.
-    return (min(times[1:]) if times else 0.0), numbers.nbytes
+    seconds = min(times[1:])  # the first one makes the connections
+    rate = 2 * (1 - 1 / count) * numbers.nbytes / seconds
+    size = f"{numbers.nbytes / 1e6:.0f} MB"
+    return f"all-reduce of {size} in {seconds * 1e3:.1f} ms ({rate / 1e9:.2f} GB/s)"
 
 
 def _time_links(nodes: Sequence[str], *, place: Place) -> dict[str, float]:
@@ -261,7 +317,7 @@ def slow_nodes(rates: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _compare_memory(config: Config, *, sizes: Sizes, place: Place) -> list[str]:
+def compare_memory(config: Config, *, sizes: Sizes, place: Place) -> list[str]:
     """A line where the plan needs more memory than a GPU has; its figures are estimates."""
     if place.device.type == "cpu":
         return []
@@ -322,19 +378,33 @@ def _end_if_any(faults: Sequence[tuple[int, str]], *, nodes: Sequence[str], plac
     raise SystemExit(1)
 
 
-def _say_all_is_well(config: Config, *, nodes: Sequence[str], device: str, speed: str) -> None:
-    train, count = config.train, len(nodes)
-    batch = train.micro_batch_size * train.accumulation_steps * count
-    machines = Counter(nodes)
+def _say_all_is_well(
+    config: Config, *, nodes: Sequence[str], device: str, speed: str, room: Room
+) -> None:
+    count, machines = len(nodes), Counter(nodes)
     where = f"{len(machines)} nodes" if len(machines) > 1 else nodes[0]
     parts = [
         f"preflight: {count} rank{'s' if count > 1 else ''} on {where} ({device})",
-        f"global batch {batch} = {train.micro_batch_size} x {train.accumulation_steps} x {count} "
-        "(micro-batch, accumulation, ranks)",
-        *([speed] if count > 1 else []),
-        f"{_free(Path(config.run.output)) / 1e9:,.0f} GB free for checkpoints",
+        describe_batch(config, processes=count),
+        *([speed] if speed else []),
+        f"{room.free / 1e9:,.0f} GB free for checkpoints: {room.each / 1e9:,.2f} GB each, at most "
+        f"{room.most} at a time",
     ]
     _say("; ".join(parts))
+
+
+def describe_batch(config: Config, *, processes: int) -> str:
+    """The samples of a step as a product, and who shares them."""
+    train, shared = config.train, config.parallel
+    batch = global_batch(config, processes=processes)
+    ranks_of_data = processes // shared.size
+    factors = f"{train.micro_batch_size} x {train.accumulation_steps} x {ranks_of_data}"
+    if shared.size == 1:
+        return f"global batch {batch} = {factors} (micro-batch, accumulation, ranks)"
+    return (
+        f"global batch {batch} = {factors} (micro-batch, accumulation, data ranks); {shared.size} "
+        f"ranks per sample (sequence {shared.sequence_size} x tensor {shared.tensor_size})"
+    )
 
 
 def _say(message: str) -> None:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from tqdm import tqdm
 from data_loaders.atomic_file import write_atomically
 from sat_udpdiff.config import Config, DataConfig
 from sat_udpdiff.config_io import to_values
-from sat_udpdiff.distributed import Place
-from sat_udpdiff.training.watch import HEARTBEAT_FILE, Heartbeat, Lag, Status
+from sat_udpdiff.distributed import Place, node_name
+from sat_udpdiff.training.watch import HEARTBEAT_FILE, LAG, Heartbeat, Lag, Status
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -28,6 +27,8 @@ _MOST_DATA_WAIT = 0.05
 """Share of a step that may be spent waiting for data without a word."""
 _LAGS_TOLD = 3
 """Logged steps in a row with the same slow rank: one alone may be chance."""
+_EACH_SCREEN, _EACH_LINE = 0.1, 30.0
+"""Seconds between two states of the progress bar: on a terminal, and in a file, which keeps all."""
 _CELL = re.compile(r"loss_(video|dense)_.*t_quartile_\d")
 
 
@@ -60,8 +61,15 @@ class RunLog:
             output, total_steps=config.train.steps, every_seconds=config.log.heartbeat_seconds
         )
         self._heartbeat_failed = False
+        seconds = _EACH_SCREEN if sys.stderr.isatty() else _EACH_LINE
         self._bar = tqdm(
-            total=config.train.steps, initial=step, desc="train", unit="step", dynamic_ncols=True
+            total=config.train.steps,
+            initial=step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=seconds,
+            maxinterval=max(seconds, 10.0),
         )
         mode = config.log.wandb
         if mode != "off":
@@ -116,7 +124,8 @@ class RunLog:
 
     def _send(self, values: Mapping[str, Any], *, step: int) -> None:
         """To wandb, if it is on."""
-        if self._run is None:
+        # A resume repeats the steps after the last checkpoint, which wandb has from before.
+        if self._run is None or step < self._run.step:
             return
         shown = {name: value for name, value in values.items() if value is not None}
         try:
@@ -143,10 +152,12 @@ class RunLog:
         """Say which rank the others wait for, each time that one has lagged three times in a row.
 
         Args:
-            lag: Since the last logged step; None where no rank stands out.
+            lag: Of the slowest rank since the last logged step; None for one rank alone.
             hosts: By rank.
             step: Steps done.
         """
+        if lag is not None and lag.ratio < LAG:
+            lag = None
         is_same = lag is not None and lag.rank == self._lagging
         self._lagging = None if lag is None else lag.rank
         self._times_lagging = self._times_lagging + 1 if is_same else 1
@@ -157,11 +168,16 @@ class RunLog:
             )
             self.write_event(message, step=step, kind="slow_rank", rank=lag.rank)
 
+    def say_end(self, status: Status) -> None:
+        """Write into the heartbeat, for good, what became of the run."""
+        if self._is_main:
+            self._beat(lambda: self._heartbeat.write(status))
+
     def close(self, status: Status) -> None:
-        """End the progress bar and the wandb run, and say for good how the run ended."""
+        """End the progress bar and the wandb run, and say how the run ended."""
         if self._is_main:
             self._bar.close()
-            self._beat(lambda: self._heartbeat.write(status))
+        self.say_end(status)
         if self._run is not None:
             self._run.finish()
 
@@ -293,10 +309,13 @@ def _wandb_id(output: Path) -> str:
 def log_by_rank(place: Place) -> None:
     """Let the first rank log warnings, and the others errors alone, with rank and host before them.
 
-    What is worth a warning is so on every rank, and is told once.
+    What is worth a warning, to a logger or to Python's `warnings`, is so on every rank, and is told
+    once.
     """
     if place.is_main:
         level, who = logging.WARNING, ""
     else:
-        level, who = logging.ERROR, f"[rank {place.rank} on {socket.gethostname()}] "
+        who = f"[rank {place.rank} of {place.world_size} on {node_name()}] "
+        level = logging.ERROR
+        logging.captureWarnings(True)
     logging.basicConfig(level=level, format=f"{who}%(levelname)s %(name)s: %(message)s")

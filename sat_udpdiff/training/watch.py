@@ -18,14 +18,16 @@ import torch
 from data_loaders.atomic_file import write_atomically
 
 HEARTBEAT_FILE = "heartbeat.json"
-Status = Literal["training", "finished", "stopped", "failed"]
+Status = Literal["training", "finished", "stopped", "failed", "hung"]
+"""What became of a run: all steps are done; a signal ended it and it has saved; it ended with an
+error, its own or another rank's; no step was done for `run.hang_minutes`."""
 
 _MEMORY = 100
 """Steps after which the weight of a loss in mean and variance has fallen to 1 / e."""
 _FEWEST = 50
 """Losses without which none stands out."""
 _DEVIATIONS = 6.0
-_LAG = 1.25
+LAG = 1.25
 """Seconds of a rank over the median of the others' that are told."""
 
 
@@ -119,7 +121,7 @@ class Lag:
 
 
 def find_lag(seconds: Sequence[float]) -> Lag | None:
-    """The slowest rank, where it is 1.25 times as slow as the median of the others.
+    """The slowest rank; None for one rank alone, and where no time went by.
 
     Args:
         seconds: By rank, of equal work.
@@ -128,13 +130,16 @@ def find_lag(seconds: Sequence[float]) -> Lag | None:
         return None
     rank = max(range(len(seconds)), key=lambda i: seconds[i])
     others = statistics.median([s for i, s in enumerate(seconds) if i != rank])
-    if others <= 0 or seconds[rank] < _LAG * others:
-        return None
-    return Lag(rank=rank, ratio=seconds[rank] / others)
+    return Lag(rank=rank, ratio=seconds[rank] / others) if others > 0 else None
 
 
 class Heartbeat:
     """A small file that says where a run stands, for people and programs that watch it.
+
+    `status` says what became of the run, as far as it can: a process that is killed says nothing,
+    and its file goes on to say `training`. Such a run is known by `time`, which a living one
+    renews with the first step after `every_seconds`. A start that fails before its first step
+    leaves the file as the run before has left it.
 
     Args:
         folder: Of the run.
@@ -148,6 +153,7 @@ class Heartbeat:
         # Of the monotonic clock: the other one may jump.
         self._last, self._step_then = time.monotonic(), -1
         self._step, self._loss, self._seconds = 0, math.nan, math.nan
+        self._has_ended = False
 
     def step(self, step: int, *, loss: float) -> None:
         """A step is done; writes where the last beat was long enough ago.
@@ -169,11 +175,14 @@ class Heartbeat:
             self.write("training")
 
     def write(self, status: Status) -> None:
-        """Write the file, whole.
+        """Write the file, whole; the first word about the end of a run is the last one.
 
         Raises:
             OSError: The disk is full or not writable.
         """
+        if self._has_ended:
+            return
+        self._has_ended = status != "training"
         now = datetime.now(UTC)
         eta = None
         if status == "training" and math.isfinite(self._seconds):

@@ -11,6 +11,7 @@ time, too. PLAN.json holds the fields of `Plan`; RESULT.json will hold those of 
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -25,11 +26,13 @@ from typing import Any
 from sat_udpdiff import train
 from sat_udpdiff.training.checkpoint_files import STAGING
 from sat_udpdiff.weights.run_folder import find_latest, step_folders
-from tests.parallel.forked_runs import be_rank, load_program
+from tests.parallel.forked_runs import be_rank, import_for
 
 PATIENCE = 120.0
 """Seconds that the others have to end when a process was killed, on a busy machine."""
 _WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
+_TIMED = re.compile("second|rank_lag")
+"""Names of what no two runs have alike."""
 _MET = b"m"
 """What a rank writes when it has met the others; its number is written before a file operation."""
 
@@ -385,9 +388,9 @@ def _latest(folder: Path) -> str:
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, but for times."""
+    """Lines of metrics.jsonl, but for what was timed."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if "second" not in key} for line in lines]
+    return [{key: line[key] for key in line if not _TIMED.search(key)} for line in lines]
 
 
 def differences(run: Path, other: Path) -> list[str]:
@@ -417,10 +420,11 @@ def differences(run: Path, other: Path) -> list[str]:
 def main() -> int:
     """Make the plan; returns the exit status."""
     plan, result = map(Path, sys.argv[1:])
-    load_program("sample")  # imports the frozen networks
+    import_for("sample")  # the frozen networks
+    import_for("train")
     trial = Trial(
         Plan(**json.loads(plan.read_text())),
-        program=load_program("train"),
+        program=train.main,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     result.write_text(json.dumps(asdict(trial.make())))

@@ -22,7 +22,7 @@ import pytest
 PROGRAMS = (
     "munged", "slurmctld", "slurmd", "slurmstepd", "sbatch", "srun", "scancel", "scontrol",
 )  # fmt: skip
-GPUS = ("null", "zero", "full", "random")
+GPUS = 8
 ROOT = Path(__file__).parents[2]
 # Where Debian keeps daemons, which an ordinary user's PATH leaves out.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/lib/slurm"])
@@ -38,6 +38,8 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
+SlurmdLogFile={folder}/steps.%n.log
+TmpFS={folder}/tmp.%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -72,11 +74,11 @@ def wait_until(is_true: Callable[[], object], *, what: str, seconds: float = 300
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 class SlurmCluster:
-    """Daemons of a cluster of `node1`, `node2`, ..., with four GPUs each that are none."""
+    """Daemons of a cluster of `node1`, `node2`, ..., with eight GPUs each that are none."""
 
     def __init__(self, folder: Path, *, nodes: int, cpus: int) -> None:
         self.folder = folder
@@ -150,22 +152,41 @@ class SlurmCluster:
         assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout
 
+    def would_run(self, *words: str) -> str:
+        """Where `sbatch` would run a script, in Slurm's words."""
+        done = subprocess.run(
+            ["sbatch", "--test-only", *words],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.stderr
+
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows of a job, by the names of `scontrol show job`."""
         shown = self.call("scontrol", "show", "job", "--oneliner", number)
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
+    def is_in(self, number: str, *states: str, log: Path) -> bool:
+        """Whether a job is in one of `states`; fails where it can no longer come there."""
+        state = self.job(number)["JobState"]
+        assert state in (*states, *_PASSING), f"{state}\n{_read(log)}\n{self.logs()}"
+        return state in states
+
     def wait_for(self, number: str, *states: str, log: Path, seconds: float = 400) -> None:
         def is_there() -> bool:
-            state = self.job(number)["JobState"]
-            assert state in (*states, *_PASSING), f"{state}\n{_read(log)}"
-            return state in states
+            return self.is_in(number, *states, log=log)
 
         wait_until(is_there, what=f"job {number}, {states}; {_read(log)}", seconds=seconds)
 
     def release(self, number: str) -> None:
-        """Begin a job now that was queued again; Slurm makes it wait for two minutes."""
-        self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
+        """Begin a job soon that was queued again; Slurm makes it wait for two minutes.
+
+        Not at once: nodes have revoked the job's credential, and refuse one of the same second.
+        """
+        self.call("scontrol", "update", f"JobId={number}", "StartTime=now+2")
 
     def tasks(self, *, node: str | None = None) -> list[int]:
         """Processes of steps and batch scripts, of a node or of all."""
@@ -191,7 +212,9 @@ class SlurmCluster:
             )
 
     def _write_config(self) -> None:
-        for name in ("state", *(f"spool.{node}" for node in self.nodes)):
+        # PMIx keeps its files in TmpFS, under names that the nodes of a step share.
+        of_nodes = [f"{name}.{node}" for node in self.nodes for name in ("spool", "tmp")]
+        for name in ("state", *of_nodes):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
@@ -203,12 +226,14 @@ class SlurmCluster:
         for node, of_node in zip(self.nodes, ports, strict=True):
             text += (
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={of_node} "
-                f"CPUs={self._cpus} RealMemory=1000000 Gres=gpu:{len(GPUS)}\n"
+                f"CPUs={self._cpus} RealMemory=1000000 Gres=gpu:{GPUS}\n"
             )
         text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE\n"
         (self.folder / "slurm.conf").write_text(text)
         # Slurm counts devices that are there; nobody opens these.
-        devices = ",".join(f"/dev/{name}" for name in GPUS)
+        for number in range(GPUS):
+            (self.folder / f"gpu{number}").symlink_to("/dev/null")
+        devices = f"{self.folder}/gpu[0-{GPUS - 1}]"
         (self.folder / "gres.conf").write_text(f"Name=gpu File={devices}\n")
 
 
@@ -220,10 +245,14 @@ def _read(log: Path) -> str:
 
 
 @contextmanager
-def slurm_cluster(*, nodes: int = 2, cpus: int = 2) -> Iterator[SlurmCluster]:
+def slurm_cluster(*, nodes: int = 2, cpus: int = 64) -> Iterator[SlurmCluster]:
     """A running cluster; skips the test, naming what is missing, where there can be none."""
     if missing := missing_programs():
         pytest.skip(f"no Slurm: {', '.join(missing)} missing (apt-get install slurm-wlm munge)")
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        pytest.skip(f"no Slurm: it knows users by name, and user {os.getuid()} has none")
     # Sockets have short names, pytest's folders long ones.
     folder = Path(tempfile.mkdtemp(prefix="slurm_"))
     folder.chmod(0o755)

@@ -1,74 +1,119 @@
 """Two ranks, of which one hangs, fails or is killed: both end soon, and what they say names it."""
 
+import json
+import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sat_udpdiff.training.hang_watch import HUNG
 
-ROOT = Path(__file__).parents[2]
-# train.py whose second rank meets its end at the batch of its third step.
+# train.py, whose second rank meets its end at the batch of its third step. The ranks of all faults
+# are forks of one process that has imported everything; nobody ends one for another.
 PROGRAM = """
-import os, signal, sys, time
+import importlib, json, os, signal, sys, time
+from pathlib import Path
 from sat_udpdiff import train
 from sat_udpdiff.training import loop
-fault, take, taken = sys.argv.pop(1), loop.TimedBatches.__next__, []
+from tests.parallel.forked_runs import _IMPORTS, be_rank
 
-def a_place_to_stand_at(batches):
-    taken.append(None)
-    if os.environ["RANK"] == "1" and len(taken) == 3:
-        if fault == "hang":
-            time.sleep(10_000)
-        if fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise KeyError("a fault of the test")
-    return take(batches)
+for module in _IMPORTS["train"]:
+    importlib.import_module(module)
 
-loop.TimedBatches.__next__ = a_place_to_stand_at
-sys.exit(train.main())
+def call(fault, words):
+    take, taken = loop.TimedBatches.__next__, []
+
+    def a_place_to_stand_at(batches):
+        taken.append(None)
+        if os.environ["RANK"] == "1" and len(taken) == 3:
+            if fault == "hang":
+                time.sleep(10_000)
+            if fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("a fault of the test")
+        return take(batches)
+
+    loop.TimedBatches.__next__ = a_place_to_stand_at
+    return train.main(words)
+
+children = {}
+for case in json.loads(sys.argv[1]):
+    for rank, log in enumerate(case["logs"]):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": case["port"]}
+            os.environ["SLURMD_NODENAME"] = f"n{rank + 1}"
+            os._exit(be_rank(lambda: call(case["fault"], case["words"]), log=Path(log)))
+        children[child] = log
+statuses = {}
+while children:
+    child, status = os.wait()
+    statuses[children.pop(child)] = os.waitstatus_to_exitcode(status)
+print(json.dumps(statuses))
 """
 SETTINGS = (
     *("train.steps=50", "train.micro_batch_size=1", "model.num_layers=1", "data.num_workers=0"),
-    *("ema.enabled=false", "checkpoint.every_steps=2", "run.hang_minutes=0.5"),
+    *("ema.enabled=false", "checkpoint.every_steps=2", "checkpoint.asynchronous=false"),
+    "log.heartbeat_seconds=0",
 )
+FAULTS = ("hang", "raise", "kill")
+Told = dict[str, tuple[tuple[int, str], tuple[int, str]]]
 
 
-def train(fault: str, run: Path, *, world, environment: dict[str, str]) -> list[tuple[int, str]]:
-    """Exit status and messages of both ranks, started by nobody who would end one of them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    words = world.train_command(run, *SETTINGS)[1:]
-    same = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, fault, *words],
-            env=environment | same | {"RANK": rank, "LOCAL_RANK": rank, "SLURMD_NODENAME": node},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, node in (("0", "n1"), ("1", "n2"))
-    ]
-    try:
-        errors = [process.communicate(timeout=500)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    # What was saved before is whole, and the run can go on.
-    assert (run / "checkpoints/latest").read_text() == "step_00000002\n"
-    return [(process.returncode, text) for process, text in zip(running, errors, strict=True)]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("faults")
 
 
-@pytest.mark.slow
-def test_a_rank_that_hangs_is_found_by_the_stacks_of_all(small_world, user_env, tmp_path):
-    (first, of_first), (second, of_second) = train(
-        "hang", tmp_path / "run", world=small_world, environment=user_env
-    )
+@pytest.fixture(scope="module")
+def told(runs, small_world, user_env) -> Told:
+    """Exit status and words of both ranks, by fault."""
+    cases = []
+    for fault in FAULTS:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        minutes = "run.hang_minutes=0.5" if fault == "hang" else "run.hang_minutes=8"
+        words = small_world.train_command(runs / fault, *SETTINGS, minutes)[1:]
+        logs = [str(runs / f"{fault}{rank}.log") for rank in (0, 1)]
+        cases.append({"fault": fault, "port": port, "words": words, "logs": logs})
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, json.dumps(cases)],
+        env=user_env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        try:
+            out, _ = program.communicate(timeout=550)
+        finally:
+            with suppress(ProcessLookupError):  # all have ended, as they should
+                os.killpg(program.pid, signal.SIGKILL)
+    statuses = json.loads(out)
+    return {
+        case["fault"]: tuple((statuses[log], Path(log).read_text()) for log in case["logs"])
+        for case in cases
+    }
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_was_saved_before_is_whole(fault, runs):
+    assert (runs / fault / "checkpoints/latest").read_text() == "step_00000002\n"
+    # The first rank says what became of the run, whichever rank it was.
+    beat = json.loads((runs / fault / "heartbeat.json").read_text())
+    assert (beat["status"], beat["step"]) == ("hung" if fault == "hang" else "failed", 2)
+
+
+def test_a_rank_that_hangs_is_found_by_the_stacks_of_all(told):
+    (first, of_first), (second, of_second) = told["hang"]
     assert (first, second) == (HUNG, HUNG)
     expected = "no step was done for 0.5 minutes (run.hang_minutes=0.5), 2 were before"
     assert f"train.py: rank 0 of 2 on n1: {expected}" in of_first
@@ -76,6 +121,7 @@ def test_a_rank_that_hangs_is_found_by_the_stacks_of_all(small_world, user_env, 
     # The one waits in a collective, the other where it hangs.
     assert "in all_reduce" in of_first and "a_place_to_stand_at" not in of_first
     assert "in a_place_to_stand_at" in of_second and "in all_reduce" not in of_second
+    assert re.search(r"^\[rank 1\]   File .* in a_place_to_stand_at$", of_second, re.MULTILINE)
     assert of_second.count("no step was done") == 1
 
 
@@ -83,10 +129,8 @@ def test_a_rank_that_hangs_is_found_by_the_stacks_of_all(small_world, user_env, 
     ("fault", "status", "reason"),
     [("raise", 1, "KeyError: 'a fault of the test'"), ("kill", -signal.SIGKILL, "")],
 )
-def test_a_rank_that_is_gone_ends_the_other(fault, status, reason, small_world, user_env, tmp_path):
-    (first, of_first), (second, of_second) = train(
-        fault, tmp_path / "run", world=small_world, environment=user_env
-    )
+def test_a_rank_that_is_gone_ends_the_other(fault, status, reason, told):
+    (first, of_first), (second, of_second) = told[fault]
     assert (first, second) == (1, status)
     assert "train.py: rank 0 of 2 on n1: another rank is gone" in of_first
     assert "to resume, run the same command again" in of_first

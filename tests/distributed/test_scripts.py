@@ -145,6 +145,37 @@ def test_each_task_of_the_array_samples_its_own_seed(play, tmp_path):
     ]
 
 
+def test_latents_are_made_by_any_value_files(play, tmp_path):
+    given = {"FAKE_STATUS": "0", "LATENTS": "/l"}
+    for environment, base in (
+        ({}, ["configs/5b.yaml", "configs/multitask.yaml"]),
+        ({"BASE": "configs/tiny.yaml", "RECOLOURINGS": "2"}, ["configs/tiny.yaml"]),
+    ):
+        assert play("latents", "seed=1", **given, **environment).returncode == 0
+        words = (tmp_path / "srun").read_text().splitlines()
+        recolourings = environment.get("RECOLOURINGS", "1")
+        assert words == [
+            *(".venv/bin/python", "-m", "data_loaders.latents", "--base", *base),
+            *("--shards", "/s", "--output", "/l", "--recolourings", recolourings, "seed=1"),
+        ]
+
+
+def test_a_run_is_judged_by_the_paper_unless_told_otherwise(play, tmp_path):
+    given = {"FAKE_STATUS": "0", "REFERENCE": "/p", "SCORES": "/o"}
+    for environment, config in (
+        ({}, "paper"),
+        ({"CONFIG": "configs/evaluation/tiny.yaml"}, "tiny"),
+    ):
+        assert play("evaluate", "prompts.count=3", **given, **environment).returncode == 0
+        words = (tmp_path / "srun").read_text().splitlines()
+        assert words == [
+            *("--kill-on-bad-exit=1", ".venv/bin/python", "sat_udpdiff/evaluate.py"),
+            *("--load", "/r", "--config", f"configs/evaluation/{config}.yaml"),
+            *("--reference", "/p", "--output", "/o", "prompts.count=3"),
+        ]
+        assert (ROOT / f"configs/evaluation/{config}.yaml").is_file()
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_says_what_it_is(path):
     text = path.read_text()

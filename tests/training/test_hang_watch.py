@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sat_udpdiff.distributed import Place
-from sat_udpdiff.training.hang_watch import HangWatch
+from sat_udpdiff.training import hang_watch
+from sat_udpdiff.training.hang_watch import HUNG, HangWatch
 
 PLACE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 # An eighth of a second.
@@ -32,6 +33,33 @@ def test_work_of_unknown_length_is_left_alone_and_watched_again_afterwards(has_e
         with watch.paused():
             assert not has_ended(0.5)
         assert has_ended(60)
+
+
+def test_once_it_has_told_a_lost_rank_is_no_other_end(monkeypatch, capfd):
+    told, statuses = threading.Event(), []
+    watch = HangWatch(minutes=SOON, place=PLACE, last_words=told.set)
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        watch._is_over.set()
+
+    monkeypatch.setattr(hang_watch, "_LATER_SECONDS", 0.5)
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(RuntimeError), watch:
+        assert told.wait(60)
+        raise RuntimeError("Connection closed by peer")
+    assert statuses == [HUNG]
+    said = capfd.readouterr().err
+    assert "no step was done for 0.0 minutes (run.hang_minutes=0.002), 0 were before" in said
+    assert "[rank 0]   File " in said
+
+
+def test_work_that_ends_after_all_is_left_to_end(monkeypatch, capfd):
+    told = threading.Event()
+    monkeypatch.setattr("os._exit", lambda status: pytest.fail("ended"))
+    with HangWatch(minutes=SOON, place=PLACE, last_words=told.set):
+        assert told.wait(60)
+    assert "no step was done" in capfd.readouterr().err
 
 
 def test_what_is_over_is_no_longer_watched(has_ended):

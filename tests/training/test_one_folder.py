@@ -31,6 +31,7 @@ def folder(small_world, user_env, tmp_path_factory) -> tuple[Path, str]:
     def start(name: str, *, steps: int, stage: int, **more: bool) -> dict:
         words = [f"train.steps={steps}", f"train.zero_stage={stage}", f"run.output={folder / name}"]
         return {
+            "program": "sat_udpdiff.train",
             "ranks": 2,
             "arguments": ["--base", str(small_world.base), *SETTINGS, *words],
         } | more
@@ -60,7 +61,7 @@ def make(starts: list[dict], *, folder: Path, env: dict[str, str]) -> str:
 
 def lines(run: Path) -> list[dict]:
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = ("step_seconds", "data_wait_seconds", "samples_per_second", "mfu")
+    times = ("step_seconds", "data_wait_seconds", "samples_per_second", "rank_lag")
     return [{key: line[key] for key in line if key not in times} for line in read]
 
 

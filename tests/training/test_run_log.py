@@ -1,18 +1,24 @@
 """What a run writes: each step once, events with their samples, no folders sent away."""
 
 import json
+import logging
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.distributed import Place
-from sat_udpdiff.training.run_log import RunLog, cut_lines, data_advice, redact
+from sat_udpdiff.training import run_log
+from sat_udpdiff.training.run_log import RunLog, cut_lines, data_advice, log_by_rank, redact
 from sat_udpdiff.training.watch import Lag
 
 TIMES = ("step_seconds", "data_wait_seconds", "samples_per_second")
+LINE = {"loss": 0.5, "lr": 1e-5, "mfu": None, **dict.fromkeys(TIMES, 1.0)}
 ONE = Place(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="gloo")
 
 
@@ -68,16 +74,21 @@ def test_the_advice_fits_the_data():
     assert "faster disk" in advice("data.source=latents", "data.latents=x")
 
 
-def test_wandb_runs_offline_and_takes_no_folder_along(tmp_path, monkeypatch):
+def test_wandb_goes_on_with_its_run_and_takes_no_folder_along(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed (extra: wandb)")
     monkeypatch.setenv("WANDB_SILENT", "true")
     secret = tmp_path / "secret_customer" / "shards"
     settings = [f"run.output={tmp_path}", f"data.shards={secret}", "log.wandb=offline"]
     config = load_config([], settings)
-    log = RunLog(config, place=ONE, step=0)
-    log.write({"step": 1, "loss": 0.5, "lr": 1e-5, "mfu": None, **dict.fromkeys(TIMES, 1.0)})
-    log.close("finished")
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    for step in (0, 1):  # a run, and its resume
+        log = RunLog(config, place=ONE, step=step)
+        log.write({**LINE, "step": step + 1})
+        log.close("stopped")
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert {run.name.split("-")[-1] for run in runs} == {
+        (tmp_path / "wandb_id").read_text().strip()
+    }
+    run = runs[0]
     (record,) = run.glob("*.wandb")
     # Its process writes on for a moment after it said that it had finished.
     deadline = time.monotonic() + 60
@@ -88,11 +99,55 @@ def test_wandb_runs_offline_and_takes_no_folder_along(tmp_path, monkeypatch):
     assert not list(run.rglob("requirements.txt"))
 
 
+def test_wandb_is_sent_each_step_once_though_a_resume_repeats_some(tmp_path, monkeypatch):
+    sent = []
+
+    def log(values, *, step):
+        known.step = step
+        sent.append((step, sorted(values)[0]))
+
+    # As wandb has it for a run that was killed after its fourth step.
+    known = SimpleNamespace(step=5, log=log, finish=lambda: None)
+    monkeypatch.setattr(run_log, "_start_wandb", lambda *arguments, **options: known)
+    config = load_config([], [f"run.output={tmp_path}", "log.wandb=online"])
+    log = RunLog(config, place=ONE, step=2)
+    for step in (3, 4, 5):
+        log.write({**LINE, "step": step})
+    log.write_validation({"loss": 1.0}, step=5, seconds=1.0)
+    log.close("finished")
+    assert sent == [(5, "data_wait_seconds"), (5, "validation/loss")]
+
+
+def test_only_the_first_rank_warns_and_others_say_who_they_are(monkeypatch, capsys):
+    root, level = logging.getLogger(), logging.getLogger().level
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    said = []
+    try:
+        for rank in (0, 3):
+            monkeypatch.setattr(root, "handlers", [])
+            log_by_rank(replace(ONE, rank=rank, world_size=4))
+            logging.getLogger("part").warning("few clips")
+            logging.getLogger("part").error("no clips")
+            said.append(capsys.readouterr().err)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("of a package", stacklevel=1)
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+    assert said[0] == "WARNING part: few clips\nERROR part: no clips\n"
+    assert said[1] == "[rank 3 of 4 on n7] ERROR part: no clips\n"
+    assert capsys.readouterr().err == ""
+
+
 def test_a_slow_rank_is_told_when_it_stays_slow(tmp_path, capsys):
     log = RunLog(load_config([], [f"run.output={tmp_path}"]), place=ONE, step=0)
     slow = [Lag(rank=1, ratio=2.0)]
+    usual = [Lag(rank=1, ratio=1.2)]
     # Twice rank 1, once another, four times rank 1 again: told once, the third time in a row.
-    for step, lag in enumerate([*slow * 2, Lag(rank=0, ratio=1.3), *slow * 4, None], start=1):
+    lags = [*slow * 2, Lag(rank=0, ratio=1.3), *slow * 4, None, *usual * 3]
+    for step, lag in enumerate(lags, start=1):
         log.tell_about_lag(lag, hosts=["a", "b"], step=step)
     log.close("finished")
     told = "rank 1 on b takes 2.00 times as long as the others for its forward passes"

@@ -70,7 +70,7 @@ def test_a_watch_goes_on_from_a_checkpoint_bit_for_bit():
     ("seconds", "found"),
     [
         ([1.0], None),
-        ([1.0, 1.2], None),
+        ([1.0, 1.2], (1, 1.2)),
         ([1.0, 1.3], (1, 1.3)),
         ([1.0, 1.1, 3.0, 0.9], (2, 3.0)),
         ([0.0, 0.0], None),
@@ -120,5 +120,9 @@ def test_a_heartbeat_says_where_a_run_stands(tmp_path, monkeypatch):
     assert (found["step"], found["loss"], found["step_seconds"]) == (4, None, 4.0)
     assert found["eta"] > found["time"]
     beat.write("stopped")
+    # What was the first to end the run has ended it: others follow from it.
+    beat.write("failed")
+    now[0] = 200.0
+    beat.step(5, loss=0.3)
     assert (read()["status"], read()["step"], read()["eta"]) == ("stopped", 4, None)
     assert [path.name for path in tmp_path.iterdir()] == ["heartbeat.json"]
