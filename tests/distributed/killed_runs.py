@@ -258,7 +258,7 @@ class Trial:
 
     Args:
         plan: What is to be done.
-        program: Of `load_program`.
+        program: `main` of train.py.
         tell: Called with a line after each kill.
     """
 
