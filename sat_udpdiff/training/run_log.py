@@ -58,7 +58,10 @@ class RunLog:
         for path in (self._metrics, self._events):
             cut_lines(path, step=step)
         self._heartbeat = Heartbeat(
-            output, total_steps=config.train.steps, every_seconds=config.log.heartbeat_seconds
+            output,
+            total_steps=config.train.steps,
+            every_seconds=config.log.heartbeat_seconds,
+            step=step,
         )
         self._heartbeat_failed = False
         seconds = _EACH_SCREEN if sys.stderr.isatty() else _EACH_LINE

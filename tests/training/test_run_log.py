@@ -177,6 +177,13 @@ def test_a_full_disk_is_told_with_the_file_and_the_next_start_cuts_what_is_half(
     assert steps == [1, 2]
 
 
+def test_a_start_that_fails_in_its_first_step_stands_where_it_began(tmp_path):
+    log = RunLog(load_config([], [f"run.output={tmp_path}"]), place=ONE, step=8)
+    log.close("failed")
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["status"], beat["step"]) == ("failed", 8)
+
+
 def test_a_heartbeat_that_cannot_be_written_costs_a_line_and_no_training(tmp_path, capsys):
     config = load_config([], [f"run.output={tmp_path}", "log.heartbeat_seconds=0"])
     log = RunLog(config, place=ONE, step=0)
