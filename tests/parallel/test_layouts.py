@@ -154,8 +154,7 @@ def make(some_runs: list[dict], *, folder: Path, env: dict[str, str]) -> None:
 def lines(run: Path) -> list[dict]:
     """What a run logged; all of it but times."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("step_seconds", "data_wait_seconds", "samples_per_second", "seconds", "rank_lag")
-    return [{key: line[key] for key in line if key not in timed} for line in read]
+    return [{key: line[key] for key in line if "second" not in key} for line in read]
 
 
 def keys_of(run: Path, *, steps: int) -> list[str]:
