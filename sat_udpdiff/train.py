@@ -31,10 +31,11 @@ from sat_udpdiff.distributed import (
 from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training import ranks
+from sat_udpdiff.training.checkpoint_files import clear_staging
 from sat_udpdiff.training.loop import RESUME, Trainer, TrainingError, run
 from sat_udpdiff.training.preflight import preflight
 from sat_udpdiff.training.run_lock import RunLock, hold
-from sat_udpdiff.training.run_log import log_by_rank
+from sat_udpdiff.training.run_log import log_by_rank, naming
 from sat_udpdiff.training.setup import (
     build_engine,
     check_weights,
@@ -46,6 +47,7 @@ from sat_udpdiff.training.setup import (
 from sat_udpdiff.training.stopping import STOPPED, StopRequest
 from sat_udpdiff.training.validation import make_validation
 from sat_udpdiff.weights.beside import frozen_beside
+from sat_udpdiff.weights.run_folder import CHECKPOINTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,6 +128,9 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
     """
     output = Path(config.run.output)
     layout = lay_out(config.parallel, place=place)
+    if place.is_main:
+        # What a killed save left takes room that the run is about to ask for.
+        clear_staging(output / CHECKPOINTS)
     if config.run.preflight:
         preflight(config, place=place)
     resume_point = find_resume_point(config, place=place)
@@ -145,7 +150,8 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
     # A start that fails leaves nothing behind.
     if place.is_main:
         output.mkdir(parents=True, exist_ok=True)
-        save_config(config, output / "config.yaml")
+        with naming(output / "config.yaml"):
+            save_config(config, output / "config.yaml")
     trainer = Trainer(
         config=config,
         place=place,

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sat_udpdiff.distributed import Place
+from sat_udpdiff.distributed import Place, node_name
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.checkpoint_files import staging_of
 from sat_udpdiff.weights.run_folder import CheckpointError, step_folders
@@ -13,7 +13,8 @@ from sat_udpdiff.weights.run_folder import CheckpointError, step_folders
 class all_or_none:  # noqa: N801 - reads as a statement
     """Run a block that only some ranks fill; if it fails on one, the first cleans up and all raise.
 
-    No communication belongs inside, so a rank that fails leaves no other waiting.
+    No communication belongs inside, so a rank that fails leaves no other waiting, whatever it
+    fails with.
 
     Args:
         target: The checkpoint that is being saved; its staging folder goes with a failure.
@@ -21,7 +22,8 @@ class all_or_none:  # noqa: N801 - reads as a statement
         cleans: Whether it does.
 
     Raises:
-        CheckpointError: On all ranks, with the message of the first that failed.
+        CheckpointError: On all ranks, with the message of the first that failed; a rank whose own
+            failure is neither this nor an OSError raises that one, for its traceback.
     """
 
     def __init__(self, target: Path, *, place: Place, cleans: bool = True) -> None:
@@ -30,21 +32,28 @@ class all_or_none:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and not isinstance(error, OSError | CheckpointError):
-            return
-        message = None if error is None else _explain(error, target=self._target)
+        if error is not None and not isinstance(error, Exception):
+            return  # the end of this process, which the others notice
+        message = None if error is None else self._explain(error)
         messages = ranks.gather(message, place=self._place)
         failures = [text for text in messages if text is not None]
-        if failures:
-            if self._place.is_main and self._cleans:
-                shutil.rmtree(staging_of(self._target), ignore_errors=True)
+        if not failures:
+            return
+        if self._place.is_main and self._cleans:
+            shutil.rmtree(staging_of(self._target), ignore_errors=True)
+        if error is None or isinstance(error, OSError | CheckpointError):
             raise CheckpointError(failures[0]) from error
 
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, CheckpointError):
+            return str(error)
+        if isinstance(error, OSError):
+            return _explain(error.strerror or str(error), target=self._target)
+        rank = f"rank {self._place.rank} of {self._place.world_size} on {node_name()}"
+        return _explain(f"{rank} failed: {error!r}", target=self._target)
 
-def _explain(error: BaseException, *, target: Path) -> str:
-    if isinstance(error, CheckpointError):
-        return str(error)
-    reason = getattr(error, "strerror", None) or str(error)
+
+def _explain(reason: str, *, target: Path) -> str:
     return (
         f"{target.parent}: cannot write the checkpoint {target.name}: {reason}"
         f"{_describe_disk(staging_of(target))}; {what_is_kept(target.parent.parent)}"

@@ -137,12 +137,13 @@ class Saver:
         place, run = self._place, Path(self._config.run.output)
         target = step_folder(run, step=state.step)
         self._check_guard(target)
+        content: dict[str, Any] = {}
         with self._together(target):
             if place.is_main:
                 clear_staging(target.parent)
                 staging_of(target).mkdir(parents=True)
                 _check_space(run, engine=engine, has_ema=ema is not None)
-        content = _content(engine, ema=ema, state=state, place=place) if place.is_main else {}
+                content = _content(engine, ema=ema, state=state, place=place)
         flight = _Flight(target=target, content=content)
         facts = {"step": str(state.step)}
         if engine.base_sha256:
@@ -200,9 +201,12 @@ class Saver:
                 prune(target, config=self._config.checkpoint, tell=self._tell)
 
     def close(self) -> None:
-        """Give up a save in flight, without a word to other ranks; for the way out of an error."""
+        """Give up a save in flight, without a word to other ranks; for the way out of an error.
+
+        It does not wait for a file that is being written: the disk may be what is wrong.
+        """
         self._flight = None
-        self._writer.shutdown(cancel_futures=True)
+        self._writer.shutdown(wait=False, cancel_futures=True)
 
     def _is_asynchronous(self, engine: Tensors, *, num_kinds: int) -> bool:
         if not self._config.checkpoint.asynchronous:

@@ -5,12 +5,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from data_loaders.atomic_file import write_atomically
 from sat_udpdiff.config import Config, DataConfig
 from sat_udpdiff.config_io import to_values
 from sat_udpdiff.distributed import Place, node_name
@@ -56,7 +58,10 @@ class RunLog:
         for path in (self._metrics, self._events):
             cut_lines(path, step=step)
         self._heartbeat = Heartbeat(
-            output, total_steps=config.train.steps, every_seconds=config.log.heartbeat_seconds
+            output,
+            total_steps=config.train.steps,
+            every_seconds=config.log.heartbeat_seconds,
+            step=step,
         )
         self._heartbeat_failed = False
         seconds = _EACH_SCREEN if sys.stderr.isatty() else _EACH_LINE
@@ -201,8 +206,18 @@ def data_advice(data: DataConfig, *, cores: int) -> str:
     return "; or ".join(ways)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block say which file it was about: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
@@ -219,8 +234,9 @@ def cut_lines(path: Path, *, step: int) -> None:
         if is_kept:
             kept.append(line + "\n")
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    with naming(path):
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
 
 
 def _postfix(values: dict[str, Any]) -> str:
@@ -289,7 +305,7 @@ def _wandb_id(output: Path) -> str:
 
     path = output / "wandb_id"
     if not path.exists():
-        path.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        write_atomically(path, f"{secrets.token_hex(8)}\n".encode())
     return path.read_text(encoding="utf-8").strip()
 
 

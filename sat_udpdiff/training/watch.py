@@ -149,14 +149,17 @@ class Heartbeat:
         folder: Of the run.
         total_steps: Of the whole run.
         every_seconds: Between two beats, at least.
+        step: Steps done before this start.
     """
 
-    def __init__(self, folder: Path, *, total_steps: int, every_seconds: int) -> None:
+    def __init__(
+        self, folder: Path, *, total_steps: int, every_seconds: int, step: int = 0
+    ) -> None:
         self._path = folder / HEARTBEAT_FILE
         self._total, self._every = total_steps, every_seconds
         # Of the monotonic clock: the other one may jump.
         self._last, self._step_then = time.monotonic(), -1
-        self._step, self._loss, self._seconds = 0, math.nan, math.nan
+        self._step, self._loss, self._seconds = step, math.nan, math.nan
         self._has_ended = False
 
     def step(self, step: int, *, loss: float) -> None:

@@ -1,11 +1,13 @@
 """Runs of train.py or sample.py on several processes, one after another, for one start.
 
-    python forked_runs.py train RUNS.json
+    python forked_runs.py [sample] train RUNS.json
 
+The names say what to import beforehand.
 Each process of a run is a fork of this one, which has imported everything and started nothing: the
 imports take longer than all steps of such a run. RUNS.json is a list of {"program":
 "sat_udpdiff.train", "ranks": 4, "arguments": [..]}, where a program is a module with a `main`; the
-first run that fails ends the program with what its processes wrote.
+first run that fails ends the program with what its processes wrote. A run with "fails": true must
+fail; what it wrote is shown, and the next one follows.
 """
 
 import importlib
@@ -44,18 +46,26 @@ _IMPORTS = {
 
 def main() -> int:
     """Make all runs; returns the exit status."""
-    kind, plan = sys.argv[1:]
-    for module in _IMPORTS[kind]:
-        importlib.import_module(module)
+    *kinds, plan = sys.argv[1:]
+    for kind in kinds:
+        import_for(kind)
     for run in json.loads(Path(plan).read_text(encoding="utf-8")):
         program = importlib.import_module(run["program"]).main
         with tempfile.TemporaryDirectory() as folder:
             call = partial(program, run["arguments"])
-            if not succeeds(call, ranks=run["ranks"], logs=Path(folder)):
+            is_well = succeeds(call, ranks=run["ranks"], logs=Path(folder))
+            if not is_well:
                 texts = [log.read_text(encoding="utf-8") for log in sorted(Path(folder).iterdir())]
                 sys.stderr.write(f"{run}\n" + "\n".join(texts))
+            if is_well == run.get("fails", False):
                 return 1
     return 0
+
+
+def import_for(kind: str) -> None:
+    """All that a kind of program will import when it needs it."""
+    for module in _IMPORTS[kind]:
+        importlib.import_module(module)
 
 
 def succeeds(call: Callable[[], int], *, ranks: int, logs: Path) -> bool:

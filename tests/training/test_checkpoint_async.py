@@ -12,12 +12,13 @@ from sat_udpdiff.training.state import TrainState
 from sat_udpdiff.weights.run_folder import CheckpointError, find_latest
 
 KINDS = ("network", "exp_avg", "exp_avg_sq", "ema")
+NO_SPACE = OSError(28, "No space left on device")
 
 
 class Gate:
     """Holds writers back until it is opened; may fail on one file."""
 
-    def __init__(self, monkeypatch, *, fails: str = "") -> None:
+    def __init__(self, monkeypatch, *, fails: str = "", error: Exception = NO_SPACE) -> None:
         self.open = threading.Event()
         self.begun = threading.Event()
         write = checkpoint.write_tensors
@@ -26,7 +27,7 @@ class Gate:
             self.begun.set()
             assert self.open.wait(30)
             if path.stem == fails:
-                raise OSError(28, "No space left on device")
+                raise error
             return write(path, tensors, facts=facts)
 
         monkeypatch.setattr(checkpoint, "write_tensors", wait)
@@ -146,13 +147,65 @@ def test_a_writer_that_fails_on_one_rank_fails_the_save_on_all(
     assert find_latest(run, verify=True).step == 1
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_writer_that_fails_as_nobody_foresaw_ends_all_ranks_with_its_reason(
+    asynchronous, run, engine, make_engine, make_config, save, team, monkeypatch
+):
+    save(run, engine, step=1)
+    Gate(monkeypatch, fails="exp_avg", error=MemoryError("no room")).open.set()
+
+    def train(place):
+        saver = Saver(make_config(run, asynchronous=asynchronous), place=place)
+        try:
+            saver.save(make_engine(0), ema=None, state=state(2))
+            saver.finish()
+        finally:
+            saver.close()
+
+    first, second = team(2).run(train)
+    # The one that failed shows where; the other says which one and why.
+    assert isinstance(second, MemoryError)
+    assert isinstance(first, CheckpointError)
+    assert "step_00000002: rank 1 of 2 on " in str(first)
+    assert "failed: MemoryError('no room')" in str(first)
+    assert str(first).endswith("step_00000001 kept")
+    assert names(run) == ["latest", "step_00000001"]
+    assert find_latest(run, verify=True).step == 1
+
+
+def test_what_the_first_rank_cannot_say_of_the_run_ends_all_ranks(
+    run, make_engine, make_config, team
+):
+    run.mkdir()
+
+    def train(place):
+        engine = make_engine(0)
+        if place.is_main:
+            engine.counters = {}.popitem
+        saver = Saver(make_config(run), place=place)
+        try:
+            saver.save(engine, ema=None, state=state(1))
+        finally:
+            saver.close()
+
+    first, second = team(2).run(train)
+    assert isinstance(first, KeyError)
+    assert isinstance(second, CheckpointError)
+    assert "rank 0 of 2 on " in str(second)
+    assert names(run) == []
+
+
 def test_a_save_that_is_given_up_is_never_seen(run, engine, make_config, save, place, monkeypatch):
     save(run, engine, step=1)
     gate = Gate(monkeypatch)
     saver = Saver(make_config(run, asynchronous=True), place=place(0, 1))
     saver.save(engine, ema=None, state=state(2))
+    assert gate.begun.wait(30)
+    saver.close()  # and does not wait for what a disk may never end
     gate.open.set()
-    saver.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint"):
+            thread.join()
     assert find_latest(run, verify=True).step == 1
     monkeypatch.undo()
     save(run, engine, step=3, keep_last=1)

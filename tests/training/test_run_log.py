@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -153,6 +154,34 @@ def test_a_slow_rank_is_told_when_it_stays_slow(tmp_path, capsys):
     assert capsys.readouterr().err.count(told) == 1
     (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
     assert (event["step"], event["kind"], event["rank"]) == (6, "slow_rank", 1)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_a_full_disk_is_told_with_the_file_and_the_next_start_cuts_what_is_half(name, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full, which is always full")
+    config = load_config([], [f"run.output={tmp_path}"])
+    log = RunLog(config, place=ONE, step=0)
+    (tmp_path / name).symlink_to("/dev/full")
+    line = {"step": 1, "loss": 0.5, "lr": 1e-5, "mfu": None, **dict.fromkeys(TIMES, 1.0)}
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"):
+        log.write(line) if name == "metrics.jsonl" else log.write_event("x", step=1, kind="x")
+    log.close("failed")
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(json.dumps(line) + '\n{"step": 2, "lo')
+    log = RunLog(config, place=ONE, step=1)
+    log.write_event("x", step=2, kind="x")
+    log.write(line | {"step": 2})
+    log.close("finished")
+    steps = [json.loads(text)["step"] for text in (tmp_path / name).read_text().splitlines()]
+    assert steps == [1, 2]
+
+
+def test_a_start_that_fails_in_its_first_step_stands_where_it_began(tmp_path):
+    log = RunLog(load_config([], [f"run.output={tmp_path}"]), place=ONE, step=8)
+    log.close("failed")
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["status"], beat["step"]) == ("failed", 8)
 
 
 def test_a_heartbeat_that_cannot_be_written_costs_a_line_and_no_training(tmp_path, capsys):
