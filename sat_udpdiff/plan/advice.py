@@ -13,11 +13,13 @@ from sat_udpdiff.config import (
     Config,
     ConfigError,
     follows_fixed_noise,
+    global_batch,
     makes_sample_videos,
 )
-from sat_udpdiff.config_checks import validate
+from sat_udpdiff.config_checks import keep_global_batch, validate
 from sat_udpdiff.plan.machine import Machine, Situation
 from sat_udpdiff.plan.memory import Memory, estimate_memory
+from sat_udpdiff.plan.scaling import Beside, beside_of, layout_of
 from sat_udpdiff.plan.sizes import derive_sizes
 from sat_udpdiff.plan.tables import RECOMPUTED_LAYERS
 from sat_udpdiff.plan.work import Duration, count_work, estimate_duration
@@ -39,6 +41,8 @@ class Change:
     settings: tuple[tuple[str, object], ...] = ()
     """(dotted key, value)."""
     gpus: int | None = None
+    nodes: int | None = None
+    """That so many GPUs lie on, where the plan knows of nodes."""
     price: str = ""
     """What it costs besides time, or needs; empty where nothing."""
 
@@ -46,12 +50,18 @@ class Change:
     def text(self) -> str:
         """As the user would write it."""
         words = [f"{key}={_written(value)}" for key, value in self.settings]
+        words += [f"--nodes {self.nodes}"] if self.nodes else []
         return " ".join([*words, *([f"--gpus {self.gpus}"] if self.gpus else [])])
 
     @property
     def keys(self) -> frozenset[str]:
         """What it sets."""
         return frozenset([key for key, _ in self.settings] or ["--gpus"])
+
+    @property
+    def takes_host_memory(self) -> bool:
+        """Whether it moves anything from the GPU to the host."""
+        return "train.offload" in self.keys
 
     def apply(self, situation: Situation) -> Situation:
         """The situation with this change.
@@ -63,9 +73,13 @@ class Change:
         for key, value in self.settings:
             config = _with_value(config, key, value)
         validate(config)
-        return Situation(
-            config=config, machine=replace(machine, gpus=self.gpus) if self.gpus else machine
-        )
+        if self.gpus:
+            machine = replace(machine, gpus=self.gpus)
+        if self.nodes and machine.cluster:
+            machine = replace(machine, cluster=replace(machine.cluster, nodes=self.nodes))
+        layout_of(config, machine=machine)
+        config = keep_global_batch(config, processes=machine.gpus)
+        return Situation(config=config, machine=machine)
 
 
 _ADAPTERS = Change(
@@ -83,8 +97,19 @@ class Outcome:
     memory: Memory
     duration: Duration | None
     """None where the peak of the GPU is not known (fp32)."""
+    beside: Beside | None
+    """Of its steps; None likewise."""
     work: float
     """FLOPs per sample."""
+
+    @property
+    def cost(self) -> float:
+        """GPU seconds per sample; FLOPs where no time is known."""
+        if self.duration is None:
+            return self.work
+        train, size = self.situation.config.train, self.situation.config.parallel.size
+        samples = train.micro_batch_size * train.accumulation_steps
+        return self.duration.step_seconds * size / samples
 
     @property
     def fits(self) -> bool:
@@ -103,15 +128,30 @@ class Outcome:
 
 
 def examine(situation: Situation, *, change: tuple[Change, ...] = ()) -> Outcome:
-    """Plan `situation`, which `change` led to."""
+    """Plan `situation`, which `change` led to.
+
+    Raises:
+        ConfigError: `parallel` does not go with the GPUs; has all numbers.
+    """
     config, machine = situation.config, situation.machine
-    memory = estimate_memory(config, sizes=derive_sizes(config), world_size=machine.gpus)
+    layout_of(config, machine=machine)
+    sizes = derive_sizes(config)
+    memory = estimate_memory(config, sizes=sizes, world_size=machine.gpus)
     work, peak = count_work(config), machine.peak_at(config.train.precision)
-    duration = None
+    duration = beside = None
     if peak is not None:
-        duration = estimate_duration(config, work=work, peak_flops=peak, mfu=machine.mfu)
+        rate = peak * machine.mfu
+        beside = beside_of(config, sizes=sizes, work=work, machine=machine, rate=rate)
+        duration = estimate_duration(
+            config, work=work, peak_flops=peak, mfu=machine.mfu, beside=beside.total
+        )
     return Outcome(
-        change=change, situation=situation, memory=memory, duration=duration, work=work.total
+        change=change,
+        situation=situation,
+        memory=memory,
+        duration=duration,
+        beside=beside,
+        work=work.total,
     )
 
 
@@ -119,20 +159,25 @@ def ways_to_fit(current: Outcome) -> list[Outcome]:
     """Changes after which the run fits, the cheapest in time first.
 
     Single changes where one is enough, else the fewest that are enough together; where all of them
-    are not, these with LoRA, which is another method; [] where nothing helps.
+    are not, or take host memory, also LoRA, which is another method, with such that take none; []
+    where nothing helps.
     """
     tried = _try_all(current, _savings(current.situation))
     enough = current.memory.total - _LEAST_BYTES
     helpful = [outcome for outcome in tried if outcome.memory.total < enough]
     # Of equal time those without a price first; else in their order, weaker before stronger.
-    helpful.sort(key=lambda outcome: (outcome.work, bool(outcome.price)))
+    helpful.sort(key=lambda outcome: (outcome.cost, bool(outcome.price)))
     alone = [outcome for outcome in helpful if outcome.fits]
     if not alone:
         changes = [outcome.change[0] for outcome in helpful]
         together = _combine(current, changes)
-        if together is None and not current.situation.config.lora.rank:
-            together = _combine(current, [_ADAPTERS, *changes])
-        return [together] if together is not None else []
+        ways = [together]
+        # Not every host has room for what lies there.
+        is_far = together is None or any(change.takes_host_memory for change in together.change)
+        if is_far and not current.situation.config.lora.rank:
+            near = [change for change in changes if not change.takes_host_memory]
+            ways.append(_combine(current, [_ADAPTERS, *near]))
+        return [way for way in ways if way is not None]
     weakest: dict[frozenset[str], Outcome] = {}
     for outcome in tried:  # in which weaker changes come before stronger ones
         if outcome in alone:
@@ -152,7 +197,7 @@ def uses_of_room(current: Outcome) -> list[Outcome]:
             best = tried
         if best is not None:
             found.append(best)
-    return sorted(found, key=lambda outcome: outcome.work)
+    return sorted(found, key=lambda outcome: outcome.cost)
 
 
 def _combine(current: Outcome, changes: Sequence[Change]) -> Outcome | None:
@@ -205,7 +250,28 @@ def _savings(situation: Situation) -> Iterator[Change]:
         for stage in range(config.train.zero_stage + 1, 4):
             price = "gathers weights in every pass" if stage == 3 else ""
             yield Change(settings=(("train.zero_stage", stage),), price=price)
+    if config.train.offload == "none":
+        price = "optimizer in host memory, its step on the CPU"
+        yield Change(settings=(("train.offload", "optimizer"),), price=price)
+    if config.train.offload != "weights":
+        settings = (("train.zero_stage", 3), ("train.offload", "weights"))
+        yield Change(settings=settings, price="optimizer and weights in host memory")
+    for name in ("sequence", "tensor"):
+        yield from _shared_samples(config, machine, name=name)
     yield from _more_gpus(machine)
+
+
+def _shared_samples(config: Config, machine: Machine, *, name: str) -> Iterator[Change]:
+    """More GPUs on the tokens of each sample (`sequence`), or on the weights (`tensor`)."""
+    key, now = f"parallel.{name}_size", getattr(config.parallel, f"{name}_size")
+    for factor in (2, 4, 8):
+        size = factor * config.parallel.size
+        if machine.gpus % size == 0:
+            batch = global_batch(config, processes=machine.gpus) // factor
+            price = f"{size} GPUs on each sample" + (
+                "" if config.train.global_batch else f": a global batch of {batch}"
+            )
+            yield Change(settings=((key, factor * now),), price=price)
 
 
 def _cheaper_steps(config: Config) -> Iterator[Change]:
@@ -250,8 +316,16 @@ def _cheaper_encoding(config: Config) -> Iterator[Change]:
 def _more_gpus(machine: Machine) -> Iterator[Change]:
     count = machine.gpus * 2
     while count <= _MOST_GPUS:
-        yield Change(gpus=count, price="a larger global batch, or fewer accumulation steps")
+        price = "a larger global batch, or fewer accumulation steps"
+        yield Change(gpus=count, nodes=_nodes_of(machine, gpus=count), price=price)
         count *= 2
+
+
+def _nodes_of(machine: Machine, *, gpus: int) -> int | None:
+    """Nodes of the machine's kind for so many GPUs; None where nobody told of nodes."""
+    if machine.cluster is None:
+        return None
+    return max(1, gpus * machine.cluster.nodes // machine.gpus)
 
 
 def _luxuries(situation: Situation) -> Iterator[Sequence[Change]]:
@@ -273,11 +347,32 @@ def _luxuries(situation: Situation) -> Iterator[Sequence[Change]]:
     ]
     if not config.ema.enabled:
         yield [Change(settings=(("ema.enabled", True),), price="buys averaged weights")]
+    if config.train.offload != "none":
+        yield [Change(settings=(("train.offload", "none"),), price="nothing in host memory")]
+    if config.parallel.size > 1:
+        keys = ("parallel.sequence_size", "parallel.tensor_size")
+        sizes = (config.parallel.sequence_size, config.parallel.tensor_size)
+        settings = tuple((key, 1) for key, size in zip(keys, sizes, strict=True) if size > 1)
+        yield [Change(settings=settings, price="a GPU for each sample")]
+    if machine.cluster and machine.cluster.nodes > 1 and not config.train.global_batch:
+        yield [_rarer_steps(config, factor=factor) for factor in (2, 4, 8)]
     parts = [2**n for n in range(1, machine.gpus.bit_length())]
     yield [
-        Change(gpus=machine.gpus // part, price=f"the same samples take {part} times as long")
+        Change(
+            gpus=machine.gpus // part,
+            nodes=_nodes_of(machine, gpus=machine.gpus // part),
+            price=f"1/{part} of the GPUs",
+        )
         for part in parts
     ]
+
+
+def _rarer_steps(config: Config, *, factor: int) -> Change:
+    """Gradients of so many times the samples sent at once: for slow networks."""
+    accumulation = factor * config.train.accumulation_steps
+    settings = (("train.zero_stage", 1), ("train.accumulation_steps", accumulation))
+    price = f"{factor} times the global batch, its gradients sent once"
+    return Change(settings=settings, price=price)
 
 
 def _with_value(config: Config, key: str, value: object) -> Config:

@@ -52,7 +52,8 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
     launched = read_launch_facts(os.environ).world_size
     config = keep_global_batch(config, processes=launched)
     sizes = derive_sizes(config)
-    columns = sorted(set(world_sizes or {1, 8, launched}))
+    size = config.parallel.size
+    columns = sorted({n for n in world_sizes or (1, 8, launched) if n % size == 0} or {size})
     parts = [
         "# resolved configuration",
         dump_config(config),
