@@ -197,7 +197,7 @@ def _survival_rows(
     restart = f"{cluster.restart_seconds / 60:g} min{_mark(cluster, 'restart_minutes')}"
     pairs = [
         ("failures", f"one in {node} of a node, in {days(mtbf / 86_400)} of the job; "
-                     f"{whole / mtbf:.2g} in the run"),
+                     f"{whole / mtbf:.2g} expected in the run"),
         ("the run", f"{days(whole / 86_400)} with waiting, saves and failures"),
         ("time lost", f"{chosen.loss.total:.2%} of the training, saving every {chosen.steps:,} "
                       f"steps ({days(chosen.seconds / 86_400)}): {chosen.loss.saving:.2%} saves, "

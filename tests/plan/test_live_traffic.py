@@ -15,6 +15,7 @@ from sat_udpdiff.distributed import Place
 from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan.sizes import count_kinds, derive_sizes
 from sat_udpdiff.plan.traffic import gathering_exchanges, sample_exchanges, zero_exchanges
+from sat_udpdiff.plan.zero import MOST_GATHERED
 
 ROOT = Path(__file__).parents[2]
 COUNT = ROOT / "tests" / "benchmarks" / "live_traffic.py"
@@ -105,9 +106,8 @@ def by_ranks(name, exchanges):
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_sends_what_is_planned(name, live):
     config = load(name)
-    kept = {"kept": KEPT[name]} if name in KEPT else {}
     exchanges = [
-        *zero_exchanges(config, **kept),
+        *zero_exchanges(config, kept=KEPT.get(name, MOST_GATHERED)),
         *sample_exchanges(config, sizes=derive_sizes(config)),
     ]
     planned, counted = by_ranks(name, exchanges), live[name]["step"]
