@@ -2,12 +2,13 @@
 
 The unit is one tensor of tokens, (b, n, hidden_size) in the training precision: 109 MB for 5B at
 49x480x720. The numbers of units were counted on the real network; `tests/plan/test_activations.py`
-counts them again, at the sizes of 2B and 5B on the meta device.
+counts them again, at the sizes of 2B and 5B on the meta device. Ranks that share a sample's tokens
+hold a part of each unit; ranks that share weights, a part of those that attention and MLP make.
 """
 
 from __future__ import annotations
 
-from sat_udpdiff.config import ModelConfig
+from sat_udpdiff.config import ModelConfig, ParallelConfig
 from sat_udpdiff.plan.sizes import BYTES, Sizes, recomputed_layers
 
 # What one layer keeps for its backward pass: its input, the first norm's output, queries, keys and
@@ -15,14 +16,17 @@ from sat_udpdiff.plan.sizes import BYTES, Sizes, recomputed_layers
 # projection, the sum after it, the second norm's output, the MLP's inner tokens before and after
 # gelu (4 each), and the MLP's output.
 _UNITS_PER_LAYER = 20
+# Of them those that are cut where ranks share weights: queries, keys, values and what attention
+# makes of them (6), and the MLP's inner tokens.
+_CUT_UNITS = 14
 # fp32 numbers kept beside them: mean and deviation of two norms per token; per token and head
 # those of the norms of queries and keys, and attention's log-sum-exp.
 _STATISTICS_PER_TOKEN = 4
 _STATISTICS_PER_HEAD = 5
 # While a layer's backward is at its widest: the gradient of its output, and that of the MLP's
-# inner tokens (4). Attention's own backward comes when the MLP's share (11 units) is free again,
-# so flash attention's fp32 workspace (2 units) does not count.
-_GRADIENTS_OF_LAYER = 5
+# inner tokens (4), which is cut. Attention's own backward comes when the MLP's share (11 units) is
+# free again, so flash attention's fp32 workspace (2 units) does not count.
+_GRADIENT_OF_OUTPUT, _GRADIENT_OF_INNER = 1, 4
 # After the last layer: its output, two norms of it, the modulated tokens, and in their backward
 # three gradients.
 _UNITS_AT_HEAD = 7
@@ -33,7 +37,12 @@ _UNITS_WITHOUT_GRADIENTS = {"rotary": 13, "sincos": 10.5}
 
 
 def activation_bytes(
-    model: ModelConfig, *, sizes: Sizes, precision: str, batch: int, sequence_size: int = 1
+    model: ModelConfig,
+    *,
+    sizes: Sizes,
+    precision: str,
+    batch: int,
+    parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 - frozen
 ) -> float:
     """The most that forward and backward hold at once beyond weights and their gradients.
 
@@ -42,20 +51,22 @@ def activation_bytes(
         sizes: Of its input.
         precision: Of training: fp32, bf16 or fp16.
         batch: Samples that go through it together.
-        sequence_size: Processes that share their tokens.
+        parallel: Processes that share their tokens, and the weights.
     """
-    width = BYTES[precision]
-    tokens = batch * sizes.tokens / sequence_size
+    width, tensor = BYTES[precision], parallel.tensor_size
+    tokens = batch * sizes.tokens / parallel.sequence_size
     unit = float(tokens * model.hidden_size * width)
-    statistics = 4 * tokens * (_STATISTICS_PER_TOKEN + _STATISTICS_PER_HEAD * model.num_heads)
-    layer = _UNITS_PER_LAYER * unit + statistics
+    heads = model.num_heads / tensor
+    statistics = 4 * tokens * (_STATISTICS_PER_TOKEN + _STATISTICS_PER_HEAD * heads)
+    layer = (_UNITS_PER_LAYER - _CUT_UNITS + _CUT_UNITS / tensor) * unit + statistics
     recomputed = recomputed_layers(model)
     kept = (model.num_layers - recomputed) * layer + recomputed * unit
     # The largest gradient of a weight, the MLP's, is made while all of this is there.
-    in_layer = _GRADIENTS_OF_LAYER * unit + 4 * model.hidden_size**2 * width
+    cut = (_GRADIENT_OF_INNER * unit + 4 * model.hidden_size**2 * width) / tensor
+    in_layer = _GRADIENT_OF_OUTPUT * unit + cut
     if _is_last_recomputed(model):
         in_layer += layer - unit
-    whole = _input_bytes(model, sizes, sequence_size * unit, batch)
+    whole = _input_bytes(model, sizes, parallel.sequence_size * unit, batch)
     return kept + max(in_layer, _UNITS_AT_HEAD * unit) + whole
 
 

@@ -6,72 +6,18 @@ Every suggestion is tried: the changed configuration is checked and planned like
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from sat_udpdiff.config import (
-    Config,
-    ConfigError,
-    follows_fixed_noise,
-    makes_sample_videos,
-)
-from sat_udpdiff.config_checks import validate
-from sat_udpdiff.plan.machine import Machine, Situation
+from sat_udpdiff.config import ConfigError
+from sat_udpdiff.plan.changes import ADAPTERS, Change, luxuries, rarer_steps, savings
+from sat_udpdiff.plan.machine import Situation
 from sat_udpdiff.plan.memory import Memory, estimate_memory
+from sat_udpdiff.plan.scaling import TOLERATED, Beside, beside_of, layout_of
 from sat_udpdiff.plan.sizes import derive_sizes
-from sat_udpdiff.plan.tables import RECOMPUTED_LAYERS
 from sat_udpdiff.plan.work import Duration, count_work, estimate_duration
 
 # A change that frees less is no help; tables show two digits of a GB.
 _LEAST_BYTES = 0.05e9
-_MOST_GPUS = 64
-_SMALL_BUCKET = 50_000_000
-_LAYERS_LESS_KEPT = {"none": ("selective", "full"), "selective": ("full",), "full": ()}
-_LAYERS_MORE_KEPT = {"full": ("selective", "none"), "selective": ("none",), "none": ()}
-_BATCH_FACTORS = (2, 3, 4, 6, 8, 12, 16)
-_ENCODE_BEFORE = "encode once before: python -m data_loaders.latents"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
-    """Other settings, or other GPUs."""
-
-    settings: tuple[tuple[str, object], ...] = ()
-    """(dotted key, value)."""
-    gpus: int | None = None
-    price: str = ""
-    """What it costs besides time, or needs; empty where nothing."""
-
-    @property
-    def text(self) -> str:
-        """As the user would write it."""
-        words = [f"{key}={_written(value)}" for key, value in self.settings]
-        return " ".join([*words, *([f"--gpus {self.gpus}"] if self.gpus else [])])
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """What it sets."""
-        return frozenset([key for key, _ in self.settings] or ["--gpus"])
-
-    def apply(self, situation: Situation) -> Situation:
-        """The situation with this change.
-
-        Raises:
-            ConfigError: It does not go together with other settings.
-        """
-        config, machine = situation.config, situation.machine
-        for key, value in self.settings:
-            config = _with_value(config, key, value)
-        validate(config)
-        return Situation(
-            config=config, machine=replace(machine, gpus=self.gpus) if self.gpus else machine
-        )
-
-
-_ADAPTERS = Change(
-    settings=(("lora.rank", 64), ("optimizer.lr", 1e-4)),
-    price="trains adapters in place of all weights",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +29,19 @@ class Outcome:
     memory: Memory
     duration: Duration | None
     """None where the peak of the GPU is not known (fp32)."""
+    beside: Beside | None
+    """Of its steps; None likewise."""
     work: float
     """FLOPs per sample."""
+
+    @property
+    def cost(self) -> float:
+        """GPU seconds per sample; FLOPs where no time is known."""
+        if self.duration is None:
+            return self.work
+        train, size = self.situation.config.train, self.situation.config.parallel.size
+        samples = train.micro_batch_size * train.accumulation_steps
+        return self.duration.step_seconds * size / samples
 
     @property
     def fits(self) -> bool:
@@ -103,15 +60,30 @@ class Outcome:
 
 
 def examine(situation: Situation, *, change: tuple[Change, ...] = ()) -> Outcome:
-    """Plan `situation`, which `change` led to."""
+    """Plan `situation`, which `change` led to.
+
+    Raises:
+        ConfigError: `parallel` does not go with the GPUs; has all numbers.
+    """
     config, machine = situation.config, situation.machine
-    memory = estimate_memory(config, sizes=derive_sizes(config), world_size=machine.gpus)
+    layout_of(config, machine=machine)
+    sizes = derive_sizes(config)
+    memory = estimate_memory(config, sizes=sizes, world_size=machine.gpus)
     work, peak = count_work(config), machine.peak_at(config.train.precision)
-    duration = None
+    duration = beside = None
     if peak is not None:
-        duration = estimate_duration(config, work=work, peak_flops=peak, mfu=machine.mfu)
+        rate = peak * machine.mfu
+        beside = beside_of(config, sizes=sizes, work=work, machine=machine, rate=rate)
+        duration = estimate_duration(
+            config, work=work, peak_flops=peak, mfu=machine.mfu, beside=beside.total
+        )
     return Outcome(
-        change=change, situation=situation, memory=memory, duration=duration, work=work.total
+        change=change,
+        situation=situation,
+        memory=memory,
+        duration=duration,
+        beside=beside,
+        work=work.total,
     )
 
 
@@ -119,20 +91,25 @@ def ways_to_fit(current: Outcome) -> list[Outcome]:
     """Changes after which the run fits, the cheapest in time first.
 
     Single changes where one is enough, else the fewest that are enough together; where all of them
-    are not, these with LoRA, which is another method; [] where nothing helps.
+    are not, or take host memory, also LoRA, which is another method, with such that take none; []
+    where nothing helps.
     """
-    tried = _try_all(current, _savings(current.situation))
+    tried = _try_all(current, savings(current.situation))
     enough = current.memory.total - _LEAST_BYTES
     helpful = [outcome for outcome in tried if outcome.memory.total < enough]
     # Of equal time those without a price first; else in their order, weaker before stronger.
-    helpful.sort(key=lambda outcome: (outcome.work, bool(outcome.price)))
+    helpful.sort(key=lambda outcome: (outcome.cost, bool(outcome.price)))
     alone = [outcome for outcome in helpful if outcome.fits]
     if not alone:
         changes = [outcome.change[0] for outcome in helpful]
         together = _combine(current, changes)
-        if together is None and not current.situation.config.lora.rank:
-            together = _combine(current, [_ADAPTERS, *changes])
-        return [together] if together is not None else []
+        ways = [together]
+        # Not every host has room for what lies there.
+        is_far = together is None or any(change.takes_host_memory for change in together.change)
+        if is_far and not current.situation.config.lora.rank:
+            near = [change for change in changes if not change.takes_host_memory]
+            ways.append(_combine(current, [ADAPTERS, *near]))
+        return [way for way in ways if way is not None]
     weakest: dict[frozenset[str], Outcome] = {}
     for outcome in tried:  # in which weaker changes come before stronger ones
         if outcome in alone:
@@ -143,7 +120,7 @@ def ways_to_fit(current: Outcome) -> list[Outcome]:
 def uses_of_room(current: Outcome) -> list[Outcome]:
     """Changes that still fit and save time, buy something or need fewer GPUs; fastest first."""
     found = []
-    for stronger in _luxuries(current.situation):
+    for stronger in (*luxuries(current.situation), *_against_waiting(current)):
         best = None
         for change in stronger:
             tried = _try(current, [change])
@@ -152,7 +129,16 @@ def uses_of_room(current: Outcome) -> list[Outcome]:
             best = tried
         if best is not None:
             found.append(best)
-    return sorted(found, key=lambda outcome: outcome.work)
+    return sorted(found, key=lambda outcome: outcome.cost)
+
+
+def _against_waiting(current: Outcome) -> Iterator[Sequence[Change]]:
+    """What helps a run whose nodes wait for each other."""
+    duration, beside = current.duration, current.beside
+    if duration is None or beside is None or current.situation.config.train.global_batch:
+        return
+    if beside.waiting > TOLERATED * duration.step_seconds:
+        yield rarer_steps(current.situation.config)
 
 
 def _combine(current: Outcome, changes: Sequence[Change]) -> Outcome | None:
@@ -191,100 +177,3 @@ def _try(current: Outcome, changes: Sequence[Change]) -> Outcome | None:
     except ConfigError:
         return None
     return examine(situation, change=tuple(changes))
-
-
-def _savings(situation: Situation) -> Iterator[Change]:
-    """What could take less memory, weaker changes of a key before stronger ones."""
-    config, machine = situation.config, situation.machine
-    if config.data.source == "video":
-        yield from _cheaper_encoding(config)
-    yield from _cheaper_steps(config)
-    for mode in _LAYERS_LESS_KEPT[config.model.activation_checkpointing]:
-        yield Change(settings=(("model.activation_checkpointing", mode),))
-    if machine.gpus > 1:
-        for stage in range(config.train.zero_stage + 1, 4):
-            price = "gathers weights in every pass" if stage == 3 else ""
-            yield Change(settings=(("train.zero_stage", stage),), price=price)
-    yield from _more_gpus(machine)
-
-
-def _cheaper_steps(config: Config) -> Iterator[Change]:
-    train = config.train
-    if train.precision == "fp32":
-        yield Change(settings=(("train.precision", "bf16"),), price="rounds weights and tokens")
-    if config.ema.enabled:
-        yield Change(settings=(("ema.enabled", False),), price="no averaged weights")
-    if makes_sample_videos(config):
-        price = "no sample videos" + (" and losses" if follows_fixed_noise(config) else "")
-        yield Change(settings=(("validation.every_steps", 0),), price=price)
-    if train.reduce_bucket_elements > _SMALL_BUCKET:
-        yield Change(settings=(("train.reduce_bucket_elements", _SMALL_BUCKET),))
-    if train.micro_batch_size > 1:
-        parts = train.micro_batch_size * train.accumulation_steps
-        settings = (("train.micro_batch_size", 1), ("train.accumulation_steps", parts))
-        yield Change(settings=settings, price="the same batch, one sample at a time")
-    if train.precision == "bf16" and train.zero_stage == 2 and train.accumulation_steps == 1:
-        # Sums in fp32, of which the optimizer needs no copies.
-        price = "two passes per step: twice the batch in twice the time"
-        yield Change(settings=(("train.accumulation_steps", 2),), price=price)
-
-
-def _cheaper_encoding(config: Config) -> Iterator[Change]:
-    yield Change(
-        settings=(("data.source", "latents"),),
-        price=_ENCODE_BEFORE,
-    )
-    for key in ("text", "codec"):
-        if getattr(config, key).dtype == "fp32":
-            yield Change(settings=((f"{key}.dtype", "bf16"),))
-    if not config.codec.slicing:
-        yield Change(settings=(("codec.slicing", True),))
-    if not config.codec.tiling:
-        price = "latents differ a little along the tiles"
-        yield Change(settings=(("codec.tiling", True),), price=price)
-    if config.codec.encode_chunks == "whole":
-        price = "latents differ from those of the released training"
-        yield Change(settings=(("codec.encode_chunks", "diffusers"),), price=price)
-
-
-def _more_gpus(machine: Machine) -> Iterator[Change]:
-    count = machine.gpus * 2
-    while count <= _MOST_GPUS:
-        yield Change(gpus=count, price="a larger global batch, or fewer accumulation steps")
-        count *= 2
-
-
-def _luxuries(situation: Situation) -> Iterator[Sequence[Change]]:
-    """What could be had, for each setting from little to much."""
-    config, machine = situation.config, situation.machine
-    if config.data.source == "video":
-        yield [Change(settings=(("data.source", "latents"),), price=_ENCODE_BEFORE)]
-    yield [
-        Change(
-            settings=(("model.activation_checkpointing", mode),),
-            price=f"recomputes {RECOMPUTED_LAYERS[mode]}",
-        )
-        for mode in _LAYERS_MORE_KEPT[config.model.activation_checkpointing]
-    ]
-    batches = (config.train.micro_batch_size * factor for factor in _BATCH_FACTORS)
-    yield [
-        Change(settings=(("train.micro_batch_size", batch),), price="fills the GPU better")
-        for batch in batches
-    ]
-    if not config.ema.enabled:
-        yield [Change(settings=(("ema.enabled", True),), price="buys averaged weights")]
-    parts = [2**n for n in range(1, machine.gpus.bit_length())]
-    yield [
-        Change(gpus=machine.gpus // part, price=f"the same samples take {part} times as long")
-        for part in parts
-    ]
-
-
-def _with_value(config: Config, key: str, value: object) -> Config:
-    section, name = key.split(".")
-    changed: dict[str, Any] = {name: value}
-    return replace(config, **{section: replace(getattr(config, section), **changed)})
-
-
-def _written(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -43,7 +43,8 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
 
     Args:
         config: A checked configuration.
-        world_sizes: Columns of the memory table; None: 1, 8 and what the launcher says.
+        world_sizes: Columns of the memory table; None: one sample's processes, 8 and what the
+            launcher says. Those that cannot be divided into groups of a sample are left out.
 
     Raises:
         DataError: The manifest of shards or latents that are there cannot be read.
@@ -52,7 +53,8 @@ def dry_run_report(config: Config, *, world_sizes: Sequence[int] | None = None) 
     launched = read_launch_facts(os.environ).world_size
     config = keep_global_batch(config, processes=launched)
     sizes = derive_sizes(config)
-    columns = sorted(set(world_sizes or {1, 8, launched}))
+    size = config.parallel.size
+    columns = sorted({n for n in world_sizes or (size, 8, launched) if n % size == 0})
     parts = [
         "# resolved configuration",
         dump_config(config),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sat_udpdiff.config import Config, makes_sample_videos
 from sat_udpdiff.plan.activations import activation_bytes, sampling_bytes
 from sat_udpdiff.plan.frozen import frozen_cost
-from sat_udpdiff.plan.sizes import Parameters, Sizes, with_largest_clip
+from sat_udpdiff.plan.sizes import BYTES, Sizes, share_of_rank, with_largest_clip
 from sat_udpdiff.plan.zero import zero_bytes
 
 # CUDA context, kernels, workspaces of cuBLAS, cuDNN and NCCL, and what the allocator cannot use:
@@ -44,6 +44,8 @@ class Memory:
     """Gradients and their copies while the optimizer steps."""
     sampling: float
     """Sample videos of `validation`."""
+    host: float = 0.0
+    """In the memory of the host, for each device: what `train.offload` puts there."""
 
     @property
     def held(self) -> float:
@@ -84,10 +86,12 @@ def estimate_memory(
     """
     config = with_largest_clip(config)
     model, train = config.model, config.train
-    parameters = Parameters(total=sizes.parameters, trained=sizes.trained_parameters)
+    parameters = share_of_rank(config)
     zero = zero_bytes(config, parameters=parameters, world_size=world_size, device_type=device_type)
     frozen = frozen_cost(config, sizes=sizes)
     states = zero.weights + zero.optimizer + zero.ema
+    # The network is made and filled before it is cut.
+    whole = float(BYTES[train.precision] * sizes.parameters)
     return Memory(
         weights=zero.weights,
         optimizer=zero.optimizer,
@@ -103,12 +107,13 @@ def estimate_memory(
             sizes=sizes,
             precision=train.precision,
             batch=train.micro_batch_size,
-            sequence_size=config.parallel.sequence_size,
+            parallel=config.parallel,
         ),
-        start=max(0.0, zero.start - states),
+        start=max(0.0, zero.start - states, whole - states),
         encoding=zero.staying + frozen.encoding_bytes if frozen.encoding_bytes else 0.0,
         step=zero.step,
         sampling=_sampling_bytes(config, sizes, decoding=frozen.decoding_bytes),
+        host=zero.host,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from sat_udpdiff.config import ConfigError
 from sat_udpdiff.plan.traffic import Among, Exchange
 
 Rings = Literal["flat", "hierarchical"]
@@ -73,7 +74,7 @@ class Layout:
     tokens, then the copies of the network.
 
     Raises:
-        ValueError: The product of the parts is not the number of ranks.
+        ConfigError: The parts do not divide the ranks, or lie across the borders of nodes.
     """
 
     nodes: int
@@ -85,11 +86,19 @@ class Layout:
     def __post_init__(self) -> None:
         """Check the product."""
         inner = self.tensor * self.sequence
-        if self.world_size % inner or max(inner, self.gpus) % min(inner, self.gpus):
-            raise ValueError(
-                f"{self.nodes} nodes x {self.gpus} GPUs = {self.world_size} ranks do not divide "
-                f"into groups of {self.tensor} (tensor) x {self.sequence} (sequence) = {inner} "
-                "that lie within a node or fill several"
+        groups = f"parallel: tensor {self.tensor} x sequence {self.sequence} = {inner}"
+        gpus = f"{self.nodes} node{'s' * (self.nodes > 1)} x {self.gpus} GPU{'s' * (self.gpus > 1)}"
+        keys = ("parallel.tensor_size", "parallel.sequence_size")
+        change = f"change --gpus, {' or '.join(keys)}"
+        if self.world_size % inner:
+            raise ConfigError(
+                f"{groups} does not divide {gpus} = {self.world_size}; {change}", keys=keys
+            )
+        if max(inner, self.gpus) % min(inner, self.gpus):
+            raise ConfigError(
+                f"{groups} GPUs of {gpus} neither divide a node nor fill several, and such a "
+                f"layout is not planned; {change}",
+                keys=keys,
             )
 
     @property

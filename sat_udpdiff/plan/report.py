@@ -9,7 +9,9 @@ from sat_udpdiff.config_io import notes
 from sat_udpdiff.plan.advice import Outcome, examine, uses_of_room, ways_to_fit
 from sat_udpdiff.plan.machine import Machine, Situation
 from sat_udpdiff.plan.scale_report import cluster_section
+from sat_udpdiff.plan.scaling import layout_of
 from sat_udpdiff.plan.sizes import Sizes, count_kinds, derive_sizes
+from sat_udpdiff.plan.survival import files_on_a_node
 from sat_udpdiff.plan.tables import (
     RECOMPUTED_LAYERS,
     days,
@@ -20,21 +22,24 @@ from sat_udpdiff.plan.tables import (
     gigabytes,
     rows,
     seconds,
+    size_of,
 )
 from sat_udpdiff.plan.work import Work, count_work
 from sat_udpdiff.training.throughput import GPUS
 
 _NAME_WIDTH = 20
-_CHANGE_WIDTH = 44
-_MEMORY_WIDTH = 52
+_CHANGE_WIDTH = 46
+_MEMORY_WIDTH = 58
 # A row of less is not worth a line.
 _LEAST_SHOWN = 0.005e9
+_LEAST_WAIT = 0.01
 
 
 def plan_report(config: Config, *, machine: Machine) -> tuple[str, bool]:
     """The text of `--plan`, and whether the run fits.
 
     Raises:
+        ConfigError: `parallel` does not go with the GPUs; has all numbers.
         DataError: The manifest of shards or latents that are there cannot be read.
         ValueError: The codec does not fit the configuration.
     """
@@ -44,6 +49,7 @@ def plan_report(config: Config, *, machine: Machine) -> tuple[str, bool]:
         _verdict(outcome),
         _section("the run", _run_rows(config, sizes=sizes, machine=machine)),
         f"memory of each GPU, GB of 10^9 bytes\n{_memory_table(outcome)}",
+        _host_table(outcome, sizes=sizes),
         _section("work and time", _work_rows(outcome, work=work, sizes=sizes)),
         cluster_section(config, machine=machine, sizes=sizes, work=work),
         _advice(outcome),
@@ -79,9 +85,46 @@ def _run_rows(config: Config, *, sizes: Sizes, machine: Machine) -> list[tuple[s
     return [
         ("clips", f"{', '.join(clips)} at {data.fps:g} fps, {sources[data.source]}{largest}"),
         *describe_run(config, sizes=sizes, gpus=machine.gpus, processes="GPUs"),
-        ("training", f"{train.precision}, ZeRO {train.zero_stage}, recomputing "
-                     f"{RECOMPUTED_LAYERS[config.model.activation_checkpointing]}"),
+        ("training", f"{train.precision}, ZeRO {train.zero_stage}, {_layout_words(config)}"
+                     f"recomputing {RECOMPUTED_LAYERS[config.model.activation_checkpointing]}"),
     ]  # fmt: skip
+
+
+def _layout_words(config: Config) -> str:
+    """What is unlike a GPU for each sample and all of it in the GPU's memory."""
+    parallel, offload = config.parallel, config.train.offload
+    words = f"tensor {parallel.tensor_size}, " if parallel.tensor_size > 1 else ""
+    words += f"sequence {parallel.sequence_size}, " if parallel.sequence_size > 1 else ""
+    far = {"none": "", "optimizer": "optimizer", "weights": "optimizer and weights"}[offload]
+    return f"{words}{far} in host memory, " if far else words
+
+
+def _host_table(outcome: Outcome, *, sizes: Sizes) -> str:
+    """What a run takes of the memory of a node's host; loaders and the system come on top."""
+    config, machine = outcome.situation.config, outcome.situation.machine
+    layout, is_asynchronous = layout_of(config, machine=machine), config.checkpoint.asynchronous
+    files = files_on_a_node(
+        kinds=count_kinds(config),
+        ranks=layout.world_size,
+        gpus=layout.gpus,
+        asynchronous=is_asynchronous,
+    )
+    size = float(sizes.network_bytes)
+    each = f"{files} x {size_of(size)}"
+    when = "until on the disk" if is_asynchronous else "while written"
+    lines = [
+        _memory_row(f"files of a checkpoint {when}, {each}", files * size),
+        _memory_row(_far_label(config, layout.gpus), layout.gpus * outcome.memory.host),
+    ]
+    most = "host memory of the first node, which has most of it" if layout.nodes > 1 else (
+        "host memory of a node"
+    )  # fmt: skip
+    return "\n".join([f"{most}, GB of 10^9 bytes", *(line for line in lines if line is not None)])
+
+
+def _far_label(config: Config, gpus: int) -> str:
+    what = "optimizer and weights" if config.train.offload == "weights" else "optimizer"
+    return f"{what} of {gpus} GPU{'s' * (gpus > 1)} (train.offload)"
 
 
 def _memory_table(outcome: Outcome) -> str:
@@ -115,7 +158,8 @@ def _held(outcome: Outcome) -> list[tuple[str, float]]:
     share = _share(outcome)
     return [
         (
-            f"weights, {config.train.precision}{share if _zero(outcome) == 3 else ''}",
+            f"weights, {config.train.precision}{_cut(config)}"
+            f"{share if _zero(outcome) == 3 else ''}",
             memory.weights,
         ),
         (f"fp32 weights and moments of AdamW{share}", memory.optimizer),
@@ -127,10 +171,12 @@ def _held(outcome: Outcome) -> list[tuple[str, float]]:
 
 
 def _parts_of_passes(outcome: Outcome) -> list[tuple[str, float]]:
-    memory, model = outcome.memory, outcome.situation.config.model
-    layers = RECOMPUTED_LAYERS[model.activation_checkpointing]
+    memory, config = outcome.memory, outcome.situation.config
+    layers = RECOMPUTED_LAYERS[config.model.activation_checkpointing]
+    sequence = config.parallel.sequence_size
+    tokens = f", 1/{sequence} of the tokens" if sequence > 1 else ""
     return [
-        (f"activations, recomputing {layers}", memory.activations),
+        (f"activations{tokens}, recomputing {layers}", memory.activations),
         (f"gradients{_share(outcome) if _zero(outcome) > 1 else ''}", memory.gradients),
         ("buckets of gradients on their way", memory.buckets),
         ("weights gathered for the layers at work", memory.gathered),
@@ -142,8 +188,14 @@ def _zero(outcome: Outcome) -> int:
 
 
 def _share(outcome: Outcome) -> str:
-    gpus = outcome.situation.machine.gpus
-    return f", 1/{gpus} of them" if gpus > 1 else ""
+    config, gpus = outcome.situation.config, outcome.situation.machine.gpus
+    ranks = gpus // config.parallel.tensor_size
+    return f", 1/{ranks} of them" if ranks > 1 else ""
+
+
+def _cut(config: Config) -> str:
+    tensor = config.parallel.tensor_size
+    return f", 1/{tensor} of the layers" if tensor > 1 else ""
 
 
 def _phase_labels(outcome: Outcome) -> dict[str, str]:
@@ -180,14 +232,21 @@ def _work_rows(outcome: Outcome, *, work: Work, sizes: Sizes) -> list[tuple[str,
         pairs += [
             ("time per step", f"{seconds(duration.step_seconds)} at {peak} "
                               f"(metrics.jsonl: mfu {duration.mfu:.2f})"),
+            *_beside_rows(outcome),
             (f"{train.steps:,} steps", days(duration.days)),
         ]  # fmt: skip
-    writers = min(machine.gpus, count_kinds(config))
-    who = f"each of {writers} ranks" if writers > 1 else "the rank"
-    pairs += [
-        ("checkpoint", describe_checkpoint(config, sizes=sizes)),
-        ("host memory", f"{sizes.network_bytes / 1e9:,.2f} GB on {who} while one is written"),
-    ]  # fmt: skip
+    pairs.append(("checkpoint", describe_checkpoint(config, sizes=sizes)))
+    return pairs
+
+
+def _beside_rows(outcome: Outcome) -> list[tuple[str, str]]:
+    """What of a step is not computing."""
+    beside, pairs = outcome.beside, []
+    if beside and beside.offload:
+        what = "AdamW on the CPU and what moves between GPU and host"
+        pairs.append(("", f"{seconds(beside.offload)} of it (assumed) {what}"))
+    if beside and beside.waiting >= _LEAST_WAIT:
+        pairs.append(("", f"{seconds(beside.waiting)} of it (assumed) GPUs wait for each other"))
     return pairs
 
 
@@ -218,7 +277,10 @@ def _advice(outcome: Outcome) -> str:
         )
     if len(found[0].change) > 1:
         title = "no single change is enough; together these are"
-    elif len(found) == 1:
+        first, *others = (_advice_lines(outcome, [way]) for way in found)
+        lines = [title, *first, *(line for way in others for line in ("or these", *way))]
+        return "\n".join([*lines, *_larger_gpus(outcome)])
+    if len(found) == 1:
         title = "this makes it fit"
     else:
         title = "any one of these makes it fit, the cheapest in time first"
@@ -246,8 +308,8 @@ def _advice_lines(current: Outcome, found: Sequence[Outcome]) -> list[str]:
 
 
 def _time_cell(current: Outcome, outcome: Outcome) -> str:
-    """Time per step, and its change per sample; where no time is known the change of work."""
-    relative = outcome.work / current.work - 1
+    """Time per step, and its change per sample and GPU; where no time is known that of the work."""
+    relative = outcome.cost / current.cost - 1
     change = f"{relative:+.0%}" if abs(relative) >= 0.005 else "same"
     if outcome.duration is None:
         return f"{change + ' work':>12}"
@@ -261,6 +323,8 @@ def _caveats(outcome: Outcome) -> list[str]:
         lines.append("workspace that cuDNN takes for the codec's convolutions")
     if config.data.decoder == "dali":
         lines.append("frames that DALI decodes on the GPU")
+    if config.train.offload != "none":
+        lines.append("AdamW on the CPU with few threads: torchrun sets OMP_NUM_THREADS=1")
     if outcome.situation.machine.cluster is not None:
-        lines.append("latency, other jobs on the network, memory where layers or tokens are split")
+        lines.append("latency, and other jobs on the network")
     return lines

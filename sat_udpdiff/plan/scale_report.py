@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.plan.cluster import Cluster
 from sat_udpdiff.plan.machine import Machine
 from sat_udpdiff.plan.network import REACHED, WITHIN_GB, Layout
@@ -14,18 +15,18 @@ from sat_udpdiff.plan.scaling import (
     Survival,
     Way,
     computing_of,
-    exchanges_of,
+    layout_of,
     links_of,
     node_bytes,
-    other_ways,
     plan_save,
     plan_survival,
     scale,
+    ways_of,
 )
 from sat_udpdiff.plan.sizes import Sizes, count_kinds
 from sat_udpdiff.plan.survival import SaveTime
-from sat_udpdiff.plan.tables import days, rows, seconds
-from sat_udpdiff.plan.traffic import Exchange
+from sat_udpdiff.plan.tables import days, rows, seconds, size_of
+from sat_udpdiff.plan.traffic import Exchange, exchanges_of
 from sat_udpdiff.plan.work import Work
 
 HOW_TO_ASK = (
@@ -42,7 +43,7 @@ def cluster_section(config: Config, *, machine: Machine, sizes: Sizes, work: Wor
     cluster = machine.cluster
     if cluster is None:
         return HOW_TO_ASK
-    layout = Layout(nodes=cluster.nodes, gpus=machine.gpus // cluster.nodes)
+    layout = layout_of(config, machine=machine)
     links = links_of(machine, cluster)
     exchanges = exchanges_of(config, sizes=sizes)
     save = plan_save(config, sizes=sizes, layout=layout, links=links, disk_rate=cluster.disk_rate)
@@ -57,12 +58,12 @@ def cluster_section(config: Config, *, machine: Machine, sizes: Sizes, work: Wor
         after.append(("time lost", "unknown, as the time of a step is"))
     else:
         rate = peak * machine.mfu
-        computing = computing_of(config, work=work, rate=rate)
-        scales = scale(exchanges, computing=computing, layout=layout, links=links)
+        computing_on = partial(computing_of, config=config, work=work, rate=rate)
+        scales = scale(exchanges, computing_on=computing_on, layout=layout, links=links)
         lines += [_scale_table(config, scales), ""]
         if layout.world_size > 1:
-            ways = other_ways(config, layout=layout, links=links, rate=rate)
-            lines += [_way_table(config, ways, layout=layout), ""]
+            ways = ways_of(config, machine=machine, links=links, rate=rate)
+            lines += [_way_table(config, ways, machine=machine), ""]
         (current,) = [row for row in scales if row.layout.nodes == cluster.nodes]
         survival = plan_survival(
             config, save=save, step_seconds=current.step_seconds, cluster=cluster
@@ -102,8 +103,8 @@ def _traffic_rows(exchanges: Sequence[Exchange], *, layout: Layout) -> list[tupl
             if exchange.beside == "nothing"
             else f"beside the {exchange.beside} pass of its micro-batch"
         )
-        lines.append(f"{exchange.kind} of {times}{exchange.size / 1e9:,.2f} GB: "
-                     f"{exchange.what}; {beside}")  # fmt: skip
+        lines.append(f"{exchange.kind} of {times}{size_of(exchange.size)}: "
+                     f"{exchange.what}{_among(exchange, layout)}; {beside}")  # fmt: skip
     pairs = [("in a step" if not i else "", line) for i, line in enumerate(lines)]
     if layout.nodes > 1:
         flat, tall = node_bytes(exchanges, layout=layout)
@@ -112,15 +113,23 @@ def _traffic_rows(exchanges: Sequence[Exchange], *, layout: Layout) -> list[tupl
     return pairs
 
 
+def _among(exchange: Exchange, layout: Layout) -> str:
+    """Who takes part, where it is not all."""
+    size = layout.group(exchange.among).size
+    if size == layout.world_size:
+        return ""
+    who = "the GPUs of a sample" if exchange.among != "zero" else f"{size} GPUs"
+    return f", among {who}" if size > 1 else ", of one GPU, which sends nothing"
+
+
 def _scale_table(config: Config, scales: Sequence[Scale]) -> str:
     """A row for each number of nodes."""
-    train = config.train
-    wanted = f"Gbit/s of a node for {TOLERATED:.0%}"
+    wanted = f"Gbit/s to wait {TOLERATED:.0%} at most"
     head = f"  {'nodes':>7}{'GPUs':>7}{'batch':>8}{'step':>10}{'waiting':>10}{'efficiency':>12}"
     lines = [f"{head}{wanted:>28}"]
     for row in scales:
         layout = row.layout
-        batch = layout.copies * train.micro_batch_size * train.accumulation_steps
+        batch = global_batch(config, processes=layout.world_size)
         lines.append(
             f"  {layout.nodes:>7}{layout.world_size:>7}{batch:>8}{seconds(row.step_seconds):>10}"
             f"{seconds(row.waiting_seconds):>10}{row.efficiency:>12.0%}{_wanted_cell(row):>28}"
@@ -136,21 +145,24 @@ def _wanted_cell(row: Scale) -> str:
     return f"{row.wanted_rate * 8 / 1e9:,.1f}"
 
 
-def _way_table(config: Config, ways: Sequence[Way], *, layout: Layout) -> str:
+def _way_table(config: Config, ways: Sequence[Way], *, machine: Machine) -> str:
     """A row for each way to divide the run among the GPUs."""
-    where = f"{layout.nodes} x {layout.gpus} GPUs"
-    lines = [f"  {'on ' + where:<28}{'batch':>8}{'step':>10}{'waiting':>10}{'samples/h':>12}"
-             f"{'a GPU sends':>16}"]  # fmt: skip
+    nodes = machine.cluster.nodes if machine.cluster else 1
+    where = f"on {nodes} x {machine.gpus // nodes} GPUs"
+    lines = [f"  {where:<26}{'batch':>8}{'step':>10}{'waiting':>10}{'samples/h':>12}"
+             f"{'a GPU sends':>16}{'memory of each':>17}"]  # fmt: skip
     for way in ways:
-        split = f", tensor {way.tensor}" if way.tensor > 1 else ""
-        split += f", sequence {way.sequence}" if way.sequence > 1 else ""
-        is_own = way.zero_stage == config.train.zero_stage and not split
+        tensor, sequence = way.parallel.tensor_size, way.parallel.sequence_size
+        split = f", tensor {tensor}" if tensor > 1 else ""
+        split += f", sequence {sequence}" if sequence > 1 else ""
+        is_own = (way.zero_stage, way.parallel) == (config.train.zero_stage, config.parallel)
         rate = 3600 * way.batch / way.step_seconds
         name = f"ZeRO {way.zero_stage}{split}"
+        lacks = " (too much)" if way.memory > machine.memory else ""
         lines.append(
-            f"  {name:<28}{way.batch:>8}{seconds(way.step_seconds):>10}"
+            f"  {name:<26}{way.batch:>8}{seconds(way.step_seconds):>10}"
             f"{seconds(way.waiting_seconds):>10}{rate:>12,.0f}{way.sent / 1e9:>13,.2f} GB"
-            f"{'  <- this run' if is_own else ''}"
+            f"{way.memory / 1e9:>14,.1f} GB{lacks}{'  <- this run' if is_own else ''}"
         )
     return "\n".join(lines)
 
@@ -159,13 +171,21 @@ def _save_rows(
     save: SaveTime, config: Config, *, sizes: Sizes, layout: Layout, cluster: Cluster
 ) -> list[tuple[str, str]]:
     writers = min(layout.world_size, count_kinds(config))
-    who = f"{writers} ranks side by side" if writers > 1 else "one rank"
-    disk = f"{cluster.disk_rate / 1e9:g} GB/s{_mark(cluster, 'disk')}"
+    who = f"{writers} ranks write side by side" if writers > 1 else "one rank writes"
+    disk = f"on a disk of {cluster.disk_rate / 1e9:g} GB/s{_mark(cluster, 'disk')}"
+    writing = f"{who} for {seconds(save.writing)}* {disk}"
+    size = f"{sizes.checkpoint_bytes / 1e9:,.2f} GB"
+    if not save.asynchronous:
+        return [
+            ("a save", f"{size}: training waits {seconds(save.total)}, of which "
+                       f"{seconds(save.gathering)}* to gather;"),
+            ("", f"then {writing}"),
+        ]  # fmt: skip
     return [
-        ("a save", f"{sizes.checkpoint_bytes / 1e9:,.2f} GB in {seconds(save.total)}, for which "
-                   f"training waits: {seconds(save.gathering)}* to gather,"),
-        ("", f"{seconds(save.writing)}* to write, {who}, on a disk of {disk}"),
-    ]  # fmt: skip
+        ("a save", f"{size}: training waits {seconds(save.gathering)}* to gather, then goes on"),
+        ("", f"while {writing};"),
+        ("", f"the save counts {seconds(save.total)} after it began"),
+    ]
 
 
 def _survival_rows(
@@ -177,15 +197,24 @@ def _survival_rows(
     restart = f"{cluster.restart_seconds / 60:g} min{_mark(cluster, 'restart_minutes')}"
     pairs = [
         ("failures", f"one in {node} of a node, in {days(mtbf / 86_400)} of the job; "
-                     f"{whole / mtbf:.2g} in the run"),
+                     f"{whole / mtbf:.2g} expected in the run"),
         ("the run", f"{days(whole / 86_400)} with waiting, saves and failures"),
         ("time lost", f"{chosen.loss.total:.2%} of the training, saving every {chosen.steps:,} "
                       f"steps ({days(chosen.seconds / 86_400)}): {chosen.loss.saving:.2%} saves, "
                       f"{chosen.loss.failures:.2%} work"),
         ("", f"done again and restarts of {restart}"),
+        ("", _otherwise(survival)),
         ("least lost", f"{best.loss.total:.2%}, saving every {best.steps:,} steps "
                        f"({days(best.seconds / 86_400)}), by Daly 2006"),
     ]  # fmt: skip
     if chosen.loss.total - best.loss.total > _WORTH_A_WORD:
         pairs.append(("", f"-> checkpoint.every_steps={best.steps}"))
     return pairs
+
+
+def _otherwise(survival: Survival) -> str:
+    """The loss with the other kind of saves."""
+    other = "false" if survival.save.asynchronous else "true"
+    loss = survival.otherwise.loss
+    parts = f"{loss.saving:.2%} saves, {loss.failures:.2%} work and restarts"
+    return f"with checkpoint.asynchronous={other} {loss.total:.2%}: {parts}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sat_udpdiff.config import Config
+from sat_udpdiff.config import Config, ConfigError, ParallelConfig, global_batch
+from sat_udpdiff.config_checks import validate
 from sat_udpdiff.plan.cluster import Cluster
 from sat_udpdiff.plan.machine import Machine
+from sat_udpdiff.plan.memory import estimate_memory
 from sat_udpdiff.plan.network import (
     REACHED,
     WITHIN_GB,
@@ -18,26 +21,42 @@ from sat_udpdiff.plan.network import (
     wanted_between,
     wire,
 )
-from sat_udpdiff.plan.sizes import Sizes, count_kinds, count_parameters, derive_sizes
+from sat_udpdiff.plan.offload import offload_seconds
+from sat_udpdiff.plan.sizes import Sizes, count_kinds, derive_sizes
 from sat_udpdiff.plan.survival import (
+    TO_HOST_RATE,
     Loss,
     SaveTime,
     best_interval,
     expected_loss,
-    save_time,
+    writing_seconds,
 )
 from sat_udpdiff.plan.traffic import (
     Exchange,
-    sequence_exchanges,
-    share_of_rank,
-    tensor_exchanges,
-    zero_exchanges,
+    exchanges_of,
+    gathering_exchanges,
+    sample_exchanges,
 )
 from sat_udpdiff.plan.work import Work, count_work
 
 TOLERATED = 0.05
 """Share of a step that waiting for the network may take where a bandwidth is asked for."""
 _FEWEST_ROWS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """Seconds of a step in which GPUs do not compute."""
+
+    offload: float
+    """For `train.offload`."""
+    waiting: float
+    """For each other."""
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.offload + self.waiting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +79,11 @@ class Way:
     """The run divided among its GPUs in another way, each GPU's micro-batch as it is."""
 
     zero_stage: int
-    tensor: int
-    sequence: int
+    parallel: ParallelConfig
     batch: int
     """Of all GPUs."""
+    memory: float
+    """Bytes of a GPU, at the peak."""
     sent: float
     """Bytes that a GPU sends in a step."""
     step_seconds: float
@@ -88,47 +108,65 @@ class Survival:
     """Of the job: any node's failure ends it."""
     chosen: Interval
     """`checkpoint.every_steps`."""
+    otherwise: Interval
+    """The same with the other value of `checkpoint.asynchronous`."""
     best: Interval
 
 
-def exchanges_of(
-    config: Config, *, sizes: Sizes, tensor: int = 1, sequence: int = 1
-) -> list[Exchange]:
-    """All that the ranks send each other in a step.
+def layout_of(config: Config, *, machine: Machine) -> Layout:
+    """Where the ranks are; all GPUs on one node where nobody said how many there are.
 
-    Args:
-        config: Any configuration.
-        sizes: Of it.
-        tensor: Ranks that share the weights of a layer.
-        sequence: Ranks that share the tokens of a sample.
+    Raises:
+        ConfigError: `parallel` does not go with the GPUs; has all numbers.
     """
-    parameters = share_of_rank(count_parameters(config), model=config.model, tensor=tensor)
-    return [
-        *zero_exchanges(config, parameters=parameters, sequence=sequence),
-        *tensor_exchanges(config, sizes=sizes, tensor=tensor, sequence=sequence),
-        *sequence_exchanges(config, sizes=sizes, tensor=tensor, sequence=sequence),
-    ]
+    nodes = machine.cluster.nodes if machine.cluster else 1
+    parallel = config.parallel
+    return Layout(
+        nodes=nodes,
+        gpus=machine.gpus // nodes,
+        tensor=parallel.tensor_size,
+        sequence=parallel.sequence_size,
+    )
 
 
-def computing_of(
-    config: Config, *, work: Work, rate: float, ranks_per_sample: int = 1
-) -> Computing:
+def computing_of(layout: Layout, *, config: Config, work: Work, rate: float) -> Computing:
     """Seconds that a GPU computes.
 
     Ranks that share a sample share the network's work; each encodes the whole clip.
 
     Args:
-        config: Batch and accumulation.
+        layout: Where the ranks are.
+        config: Batch, accumulation, ranks that share a sample, offload.
         work: Of a sample.
         rate: FLOP/s that a GPU reaches.
-        ranks_per_sample: That share its work: tensor parallel times sequence parallel ones.
     """
-    micro_batch = config.train.micro_batch_size / rate
-    forward = micro_batch * work.forward / ranks_per_sample
-    backward = micro_batch * (work.backward + work.recomputed + work.attention) / ranks_per_sample
+    micro_batch, size = config.train.micro_batch_size / rate, config.parallel.size
+    forward = micro_batch * work.forward / size
+    backward = micro_batch * (work.backward + work.recomputed + work.attention) / size
     passes = forward + backward + micro_batch * work.encoding
-    return Computing(
-        forward=forward, backward=backward, step=passes * config.train.accumulation_steps
+    offload = offload_seconds(config, world_size=layout.world_size, gpus_of_node=layout.gpus)
+    step = passes * config.train.accumulation_steps + offload
+    return Computing(forward=forward, backward=backward, step=step)
+
+
+def beside_of(config: Config, *, sizes: Sizes, work: Work, machine: Machine, rate: float) -> Beside:
+    """What a step takes beside computing.
+
+    Where nobody told of nodes, all GPUs are taken to share one, and what ZeRO sends is left to the
+    share of the peak that is reached.
+    """
+    layout, cluster = layout_of(config, machine=machine), machine.cluster
+    computing = computing_of(layout, config=config, work=work, rate=rate)
+    if cluster is None:
+        within = REACHED * 1e9 * WITHIN_GB[machine.gpu]
+        links, exchanges = Links(within=within, between=within), sample_exchanges
+    else:
+        links, exchanges = links_of(machine, cluster), exchanges_of
+    return Beside(
+        offload=offload_seconds(config, world_size=layout.world_size, gpus_of_node=layout.gpus),
+        waiting=exposed_seconds(
+            exchanges(config, sizes=sizes), computing=computing, layout=layout, links=links
+        ),
     )
 
 
@@ -139,27 +177,24 @@ def links_of(machine: Machine, cluster: Cluster) -> Links:
 
 
 def scale(
-    exchanges: Sequence[Exchange], *, computing: Computing, layout: Layout, links: Links
+    exchanges: Sequence[Exchange],
+    *,
+    computing_on: Callable[[Layout], Computing],
+    layout: Layout,
+    links: Links,
 ) -> list[Scale]:
     """The run on 1, 2, 4, 8, .. nodes, up to those of `layout` and at least 8, and on `layout`.
 
     Args:
         exchanges: Of a step.
-        computing: On one GPU.
+        computing_on: What a GPU computes, on so many nodes.
         layout: With the number of GPUs on each node.
         links: Between them.
     """
-    counts = {layout.nodes}
-    count = 1
-    while count <= max(layout.nodes, _FEWEST_ROWS):
-        counts.add(count)
-        count *= 2
-    inner = layout.tensor * layout.sequence
     found: list[Scale] = []
-    for nodes in sorted(counts):
-        if nodes * layout.gpus % inner:  # fewer GPUs than share a sample
-            continue
+    for nodes in _node_counts(layout):
         trial = replace(layout, nodes=nodes)
+        computing = computing_on(trial)
         waiting = exposed_seconds(exchanges, computing=computing, layout=trial, links=links)
         step = computing.step + waiting
         wanted = wanted_between(
@@ -177,42 +212,64 @@ def scale(
     return found
 
 
-def other_ways(config: Config, *, layout: Layout, links: Links, rate: float) -> list[Way]:
-    """The stages of ZeRO, then this one with layers or sequences split within nodes.
+def _node_counts(layout: Layout) -> list[int]:
+    powers, count = [], 1
+    while count <= max(layout.nodes, _FEWEST_ROWS):
+        powers.append(count)
+        count *= 2
+    inner = layout.tensor * layout.sequence
+    # Not those with fewer GPUs than share a sample.
+    return sorted(n for n in {layout.nodes, *powers} if n * layout.gpus % inner == 0)
+
+
+def ways_of(config: Config, *, machine: Machine, links: Links, rate: float) -> list[Way]:
+    """The run as it is, the stages of ZeRO, and this one with weights or tokens shared in a node.
 
     Args:
-        config: Any configuration.
-        layout: Nodes, and the GPUs of each.
+        config: Of the run.
+        machine: Nodes, and the GPUs of each.
         links: Between them.
         rate: FLOP/s that a GPU reaches.
     """
-    splits = [(stage, 1, 1) for stage in (1, 2, 3)]
-    parts = [
-        part for part in (2, 4, 8) if layout.gpus % part == 0 and config.model.num_heads % part == 0
-    ]
+    gpus, own = layout_of(config, machine=machine).gpus, config.train.zero_stage
+    parts = [n for n in (2, 4, 8) if gpus % n == 0]
     parts = sorted({*parts[:1], *parts[-1:]})  # the smallest and the largest
-    own = config.train.zero_stage
+    splits = [(own, config.parallel.tensor_size, config.parallel.sequence_size)]
+    splits += [(stage, 1, 1) for stage in (1, 2, 3)]
     splits += [(own, part, 1) for part in parts] + [(own, 1, part) for part in parts]
     found = []
-    for stage, tensor, sequence in splits:
-        changed = replace(config, train=replace(config.train, zero_stage=stage))
-        split = replace(layout, tensor=tensor, sequence=sequence)
-        found.append(_way(changed, layout=split, links=links, rate=rate))
+    for stage, tensor, sequence in sorted(set(splits), key=lambda split: (*split[1:], split[0])):
+        changed = _divided(config, stage=stage, tensor=tensor, sequence=sequence)
+        if changed is not None:
+            found.append(_way(changed, machine=machine, links=links, rate=rate))
     return found
 
 
-def _way(config: Config, *, layout: Layout, links: Links, rate: float) -> Way:
-    train, tensor, sequence = config.train, layout.tensor, layout.sequence
-    exchanges = exchanges_of(config, sizes=derive_sizes(config), tensor=tensor, sequence=sequence)
-    computing = computing_of(
-        config, work=count_work(config), rate=rate, ranks_per_sample=tensor * sequence
-    )
+def _divided(config: Config, *, stage: int, tensor: int, sequence: int) -> Config | None:
+    """The configuration with its processes in another layout; None where that is refused."""
+    parallel = ParallelConfig(tensor_size=tensor, sequence_size=sequence)
+    train: Any = replace(config.train, zero_stage=stage)
+    # Sample videos are made by ranks alone; they are no matter of traffic.
+    validation = replace(config.validation, every_steps=0)
+    changed = replace(config, train=train, parallel=parallel, validation=validation)
+    try:
+        validate(changed)
+    except ConfigError:
+        return None
+    return changed
+
+
+def _way(config: Config, *, machine: Machine, links: Links, rate: float) -> Way:
+    train, sizes = config.train, derive_sizes(config)
+    layout = layout_of(config, machine=machine)
+    exchanges = exchanges_of(config, sizes=sizes)
+    computing = computing_of(layout, config=config, work=count_work(config), rate=rate)
     waiting = exposed_seconds(exchanges, computing=computing, layout=layout, links=links)
     return Way(
         zero_stage=train.zero_stage,
-        tensor=tensor,
-        sequence=sequence,
-        batch=train.micro_batch_size * train.accumulation_steps * layout.copies,
+        parallel=config.parallel,
+        batch=global_batch(config, processes=layout.world_size),
+        memory=estimate_memory(config, sizes=sizes, world_size=layout.world_size).total,
         sent=sum(wire(x, layout=layout).sent * x.times for x in exchanges),
         step_seconds=computing.step + waiting,
         waiting_seconds=waiting,
@@ -229,23 +286,18 @@ def node_bytes(exchanges: Sequence[Exchange], *, layout: Layout) -> tuple[float,
 def plan_save(
     config: Config, *, sizes: Sizes, layout: Layout, links: Links, disk_rate: float
 ) -> SaveTime:
-    """Seconds of a checkpoint of this configuration."""
-    # Stages 1 and 2 sum a tensor that is zero but for each rank's share.
-    kind = "all-gather" if config.train.zero_stage == 3 else "all-reduce"
-    gathering = Exchange(
-        what="a kind of tensor, fp32",
-        kind=kind,
-        among="zero",
-        size=float(sizes.network_bytes),
-        times=1,
-        beside="nothing",
-    )
-    return save_time(
-        kinds=count_kinds(config),
-        kind_bytes=float(sizes.network_bytes),
-        ranks=layout.world_size,
-        gather_seconds=wire(gathering, layout=layout).seconds(links),
-        disk_rate=disk_rate,
+    """Seconds of a checkpoint of this configuration.
+
+    All ranks gather one kind of tensor after another, each for another writer.
+    """
+    kinds, size = count_kinds(config), float(sizes.network_bytes)
+    shards = sum(wire(x, layout=layout).seconds(links) for x in gathering_exchanges(config))
+    return SaveTime(
+        gathering=kinds * (shards + size / TO_HOST_RATE),
+        writing=writing_seconds(
+            kinds=kinds, kind_bytes=size, ranks=layout.world_size, disk_rate=disk_rate
+        ),
+        asynchronous=config.checkpoint.asynchronous,
     )
 
 
@@ -255,20 +307,18 @@ def plan_survival(
     """What saves and failures cost, as configured and at best."""
     mtbf = cluster.mtbf_seconds / cluster.nodes
 
-    def every(steps: int) -> Interval:
-        loss = expected_loss(
-            interval=steps * step_seconds,
-            save=save.total,
-            restart=cluster.restart_seconds,
-            mtbf=mtbf,
-        )
-        return Interval(steps=steps, seconds=steps * step_seconds, loss=loss)
+    def every(steps: int, *, save: SaveTime = save) -> Interval:
+        seconds = steps * step_seconds
+        loss = expected_loss(save, interval=seconds, restart=cluster.restart_seconds, mtbf=mtbf)
+        return Interval(steps=steps, seconds=seconds, loss=loss)
 
-    best = _two_digits(best_interval(save=save.total, mtbf=mtbf) / step_seconds)
+    best = _two_digits(best_interval(save, mtbf=mtbf) / step_seconds)
+    chosen = config.checkpoint.every_steps
     return Survival(
         save=save,
         mtbf_seconds=mtbf,
-        chosen=every(config.checkpoint.every_steps),
+        chosen=every(chosen),
+        otherwise=every(chosen, save=replace(save, asynchronous=not save.asynchronous)),
         # A run saves at its end in any case.
         best=every(min(best, config.train.steps)),
     )

@@ -111,6 +111,24 @@ def _count_parameters(model: ModelConfig, lora: LoraConfig) -> Parameters:
     )
 
 
+def share_of_rank(config: Config) -> Parameters:
+    """Weights that a rank holds before ZeRO shards them: its share of the layers, and the rest."""
+    whole, tensor = count_parameters(config), config.parallel.tensor_size
+    # Adapters are not cut, and a configuration with both is refused.
+    away = cut_parameters(config.model) * (tensor - 1) // tensor
+    return replace(whole, total=whole.total - away, trained=whole.trained - away)
+
+
+def cut_parameters(model: ModelConfig) -> int:
+    """Weights that tensor-parallel ranks share: those of attention and MLP (`parallel/tensor.py`).
+
+    Of the linears that give more numbers than they take (queries, keys and values; the MLP's
+    first) weights and biases are cut; of those back to the tokens, the weights.
+    """
+    d = model.hidden_size
+    return model.num_layers * (12 * d**2 + 7 * d)
+
+
 def count_kinds(config: Config) -> int:
     """Tensors per weight in a checkpoint, all fp32, each kind in a file and by a writer of its own.
 

@@ -43,11 +43,16 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:>8.2f}"
 
 
+def size_of(count: float) -> str:
+    """Bytes in GB of 10^9, or MB of 10^6 where they are few."""
+    return f"{count / 1e9:,.2f} GB" if count >= 0.1e9 else f"{count / 1e6:,.2f} MB"
+
+
 def seconds(count: float) -> str:
     """A duration in words short enough for a table."""
     if count < 1e-3:
-        return f"{count * 1e6:.0f} us"
-    return f"{count:.3f} s" if count < 1 else f"{count:.1f} s"
+        return f"{count * 1e6:.0f} us" if count else "0 s"
+    return f"{count:.3f} s" if count < 1 else f"{count:,.1f} s"
 
 
 def days(count: float) -> str:

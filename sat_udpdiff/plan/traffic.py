@@ -1,18 +1,27 @@
 """What the GPUs of a run tell each other in a step, as the collectives that are asked for.
 
 Those of ZeRO were read in the source of deepspeed 0.19.8 (`runtime/zero/stage_1_and_2.py`,
-`stage3.py`, `partitioned_param_coordinator.py`) and are counted on live engines in
-`tests/plan/test_live_traffic.py`. Left out are flags and norms of a few bytes, and what pads shards
-to equal length. How the bytes then travel is the matter of `network.py`.
+`stage3.py`, `partitioned_param_coordinator.py`), those of shared samples are `parallel/`'s; all are
+counted on live engines in `tests/plan/test_live_traffic.py`. Left out are flags and norms of a few
+bytes, gradients of single heads' norms, and what pads shards to equal length. How the bytes then
+travel is the matter of `network.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from sat_udpdiff.config import Config, ModelConfig
-from sat_udpdiff.plan.sizes import BYTES, Parameters, Sizes, recomputed_layers
+from sat_udpdiff.config import Config
+from sat_udpdiff.plan.sizes import (
+    BYTES,
+    Parameters,
+    Sizes,
+    cut_parameters,
+    recomputed_layers,
+    share_of_rank,
+)
 from sat_udpdiff.plan.zero import MOST_GATHERED
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
@@ -42,8 +51,18 @@ class Exchange:
         return self.size * self.times
 
 
+def exchanges_of(config: Config, *, sizes: Sizes) -> list[Exchange]:
+    """All that the ranks send each other in a step."""
+    return [*zero_exchanges(config), *sample_exchanges(config, sizes=sizes)]
+
+
+def sample_exchanges(config: Config, *, sizes: Sizes) -> list[Exchange]:
+    """What ranks that work on the same samples send each other in a step."""
+    return [*tensor_exchanges(config, sizes=sizes), *sequence_exchanges(config, sizes=sizes)]
+
+
 def zero_exchanges(
-    config: Config, *, parameters: Parameters, sequence: int = 1, kept: int = MOST_GATHERED
+    config: Config, *, parameters: Parameters | None = None, kept: int = MOST_GATHERED
 ) -> list[Exchange]:
     """Gradients and weights that ZeRO sends, overlapped as on a GPU.
 
@@ -51,25 +70,24 @@ def zero_exchanges(
     copies its share out of it, twice the bytes of a reduce-scatter on the wire
     (`allreduce_and_scatter`; `use_multi_rank_bucket_allreduce` is on by default). Stage 1 sends
     gradients once per step, stages 2 and 3 for every micro-batch; in the training precision also
-    where they are summed in fp32, and in fp32 where sequences are split.
+    where they are summed in fp32.
 
     Args:
-        config: Precision, ZeRO stage, accumulation.
-        parameters: Of one rank: with tensor parallelism, its share of what is split.
-        sequence: Ranks that share a sample's tokens.
+        config: Precision, ZeRO stage, accumulation, ranks that share weights.
+        parameters: Of one rank; None = by the configuration.
         kept: Numbers that stage 3 keeps from the forward to the backward pass of a micro-batch.
     """
     train, width = config.train, BYTES[config.train.precision]
-    sent = 4 if sequence > 1 else width
+    parameters = share_of_rank(config) if parameters is None else parameters
     micro_batches = train.accumulation_steps
     if train.zero_stage == 3:
-        return _stage_3(config, parameters, sent=sent, kept=kept)
+        return _stage_3(config, parameters, kept=kept)
     return [
         Exchange(
-            what=f"gradients, {_name(sent, config)}",
+            what=f"gradients, {train.precision}",
             kind="all-reduce",
             among="zero",
-            size=float(sent * parameters.trained),
+            size=float(width * parameters.trained),
             times=1 if train.zero_stage == 1 else micro_batches,
             beside="backward",
         ),
@@ -84,7 +102,7 @@ def zero_exchanges(
     ]
 
 
-def _stage_3(config: Config, parameters: Parameters, *, sent: int, kept: int) -> list[Exchange]:
+def _stage_3(config: Config, parameters: Parameters, *, kept: int) -> list[Exchange]:
     """Weights for the forward pass, and again for the backward pass what was let go in between.
 
     The prefetcher runs ahead until as many numbers are gathered as may be. At the end of the
@@ -98,8 +116,8 @@ def _stage_3(config: Config, parameters: Parameters, *, sent: int, kept: int) ->
         times = 1 if beside == "nothing" else train.accumulation_steps
         return Exchange(what=what, kind=kind, among="zero", size=size, times=times, beside=beside)
 
-    weights, gradients = f"weights, {train.precision}", f"gradients, {_name(sent, config)}"
-    reduced, small = float(sent * parameters.trained), float(width * parameters.small)
+    weights, gradients = f"weights, {train.precision}", f"gradients, {train.precision}"
+    reduced, small = float(width * parameters.trained), float(width * parameters.small)
     found = [
         of(weights, kind="all-gather", size=float(width * moved), beside="forward"),
         of(f"{weights}, again", kind="all-gather", size=width * again, beside="backward"),
@@ -109,58 +127,68 @@ def _stage_3(config: Config, parameters: Parameters, *, sent: int, kept: int) ->
     return [exchange for exchange in found if exchange.size]
 
 
-def _name(width: int, config: Config) -> str:
-    return config.train.precision if width == BYTES[config.train.precision] else "fp32"
-
-
-def tensor_exchanges(
-    config: Config, *, sizes: Sizes, tensor: int, sequence: int = 1
-) -> list[Exchange]:
-    """All-reduces of layers whose weights are split among `tensor` ranks.
+def tensor_exchanges(config: Config, *, sizes: Sizes) -> list[Exchange]:
+    """All-reduces of tokens where ranks share every layer's weights.
 
     Two per layer in the forward pass, after the output of attention and after the MLP; two in the
     backward pass, of the gradients of what both take; and the forward's again where a layer is
-    recomputed (Megatron-LM, arXiv:1909.08053, section 3). All wait for each of them.
+    recomputed (Megatron-LM, arXiv:1909.08053, section 3). SAT sums the gradient of what the last
+    linear takes, too. All wait for each of them.
     """
-    if tensor == 1:
+    if config.parallel.tensor_size == 1:
         return []
-    unit = _token_bytes(config, sizes=sizes) / sequence
-    exchange = Exchange(
-        what="tokens of layers",
-        kind="all-reduce",
-        among="tensor",
-        size=unit,
-        times=2 * _passes_of_layers(config),
-        beside="nothing",
-    )
-    return [exchange]
+    times = 2 * _passes_of_layers(config) + config.train.accumulation_steps
+    unit = _token_bytes(config, sizes=sizes)
+    return [_of_sample("tokens of layers", "all-reduce", among="tensor", size=unit, times=times)]
 
 
-def sequence_exchanges(
-    config: Config, *, sizes: Sizes, sequence: int, tensor: int = 1
-) -> list[Exchange]:
-    """All-to-alls of layers that split a sample's tokens among `sequence` ranks.
+def sequence_exchanges(config: Config, *, sizes: Sizes) -> list[Exchange]:
+    """What ranks send each other that share a sample's tokens.
 
-    Queries, keys and values go from all heads of some tokens to some heads of all tokens, and
-    attention's output comes back: four per layer and pass (Ulysses, arXiv:2309.14509).
+    In each layer and pass queries, keys and values go from all heads of some tokens to some heads
+    of all tokens, and attention's output goes back (Ulysses, arXiv:2309.14509); so do their
+    gradients, and the forward's again where a layer is recomputed. At the end of a forward pass
+    every rank is told the features of all video tokens.
     """
-    if sequence == 1:
+    if config.parallel.sequence_size == 1:
         return []
-    unit = _token_bytes(config, sizes=sizes) / (sequence * tensor)
-    exchange = Exchange(
-        what="heads of layers",
-        kind="all-to-all",
-        among="sequence",
-        size=unit,
-        times=4 * _passes_of_layers(config),
-        beside="nothing",
-    )
-    return [exchange]
+    unit = _token_bytes(config, sizes=sizes) / config.parallel.tensor_size
+    passes, micro_batches = _passes_of_layers(config), config.train.accumulation_steps
+    width = float(BYTES[config.train.precision])
+    shared = partial(_of_sample, among="sequence")
+    patch = config.model.patch_size**2 * config.model.patch_size_t
+    outputs = config.train.micro_batch_size * sizes.video_tokens * sizes.latent[1] * patch
+    return [
+        shared("queries, keys, values", "all-to-all", size=3 * unit, times=passes),
+        shared("outputs of attention", "all-to-all", size=unit, times=passes),
+        shared("outputs of the network", "all-reduce", size=width * outputs, times=micro_batches),
+    ]
+
+
+def gathering_exchanges(config: Config) -> list[Exchange]:
+    """What a save takes for one kind of tensor in fp32: the weights, or a moment of AdamW.
+
+    Stages 1 and 2 sum a tensor that is zero but for each rank's share; then the shares of the ranks
+    that hold one network together are put side by side.
+    """
+    kind: Kind = "all-gather" if config.train.zero_stage == 3 else "all-reduce"
+    what, own = "a kind of tensor, fp32", 4.0 * share_of_rank(config).trained
+    found = [Exchange(what=what, kind=kind, among="zero", size=own, times=1, beside="nothing")]
+    if config.parallel.tensor_size > 1:
+        cut = 4.0 * cut_parameters(config.model)
+        found.append(_of_sample(what, "all-gather", among="tensor", size=cut, times=1))
+    return found
+
+
+def _of_sample(what: str, kind: Kind, *, among: Among, size: float, times: int) -> Exchange:
+    """An exchange for which all ranks of a sample wait."""
+    return Exchange(what=what, kind=kind, among=among, size=size, times=times, beside="nothing")
 
 
 def _token_bytes(config: Config, *, sizes: Sizes) -> float:
-    """Of the tokens (b, n, hidden_size) of a micro-batch."""
-    count = config.train.micro_batch_size * sizes.tokens * config.model.hidden_size
+    """Of the tokens (b, n, hidden_size) of a micro-batch that a rank works on."""
+    tokens = sizes.tokens / config.parallel.sequence_size
+    count = config.train.micro_batch_size * tokens * config.model.hidden_size
     return float(count * BYTES[config.train.precision])
 
 
@@ -168,21 +196,3 @@ def _passes_of_layers(config: Config) -> int:
     """Passes through a single layer in a step: forward, backward, and recomputed."""
     layers = 2 * config.model.num_layers + recomputed_layers(config.model)
     return layers * config.train.accumulation_steps
-
-
-def share_of_rank(parameters: Parameters, *, model: ModelConfig, tensor: int) -> Parameters:
-    """Weights that one of `tensor` ranks holds: attention and MLP are split, the rest is not.
-
-    Of the linears that give more numbers than they take (queries, keys and values; the MLP's
-    first) weights and biases are split; of those back to the tokens, the weights.
-    """
-    d = model.hidden_size
-    split = model.num_layers * (12 * d**2 + 7 * d)
-    kept = split // tensor
-    trained = parameters.trained
-    return Parameters(
-        total=parameters.total - split + kept,
-        # Adapters are few, and not split.
-        trained=trained - split + kept if trained == parameters.total else trained,
-        small=parameters.small,
-    )

@@ -53,19 +53,22 @@ def count_work(config: Config) -> Work:
     return Work(**{name: sum(getattr(part, name) for part in parts) for name in names})
 
 
-def estimate_duration(config: Config, *, work: Work, peak_flops: float, mfu: float) -> Duration:
+def estimate_duration(
+    config: Config, *, work: Work, peak_flops: float, mfu: float, beside: float = 0.0
+) -> Duration:
     """Time of a step and of `train.steps` of them.
 
     Args:
         config: Any configuration.
         work: Of it.
         peak_flops: Of one of them, FLOP/s.
-        mfu: Share of the peak that all of `work` reaches, waiting for others included.
+        mfu: Share of the peak that all of `work` reaches, ZeRO's traffic in a node included.
+        beside: Seconds of a step on top: offload, ranks of a sample that wait for each other.
     """
     samples = config.train.micro_batch_size * config.train.accumulation_steps  # of one GPU
     # Each of the processes that share a sample encodes it.
     share = work.encoding + (work.total - work.encoding) / config.parallel.size
-    seconds = samples * share / (peak_flops * mfu)
+    seconds = samples * share / (peak_flops * mfu) + beside
     return Duration(
         step_seconds=seconds,
         days=seconds * config.train.steps / 86_400,

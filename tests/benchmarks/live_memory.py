@@ -26,6 +26,7 @@ from sat_udpdiff.config_io import load_config
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
 from sat_udpdiff.encoders.latents import LatentDistribution
+from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan.counting import TensorBytes, storage_id
 from sat_udpdiff.plan.memory import Memory, estimate_memory
 from sat_udpdiff.plan.sizes import derive_sizes
@@ -75,6 +76,8 @@ def random_batches(config: Config, *, place: Place) -> Iterator[LatentBatch]:
 def measure(settings: list[str], *, place: Place) -> dict[str, Any]:
     """Counted and planned bytes of one case on this rank."""
     config = configure(settings)
+    # Builds a network, once, which would take SAT's groups away from one that is cut.
+    derive_sizes(config)
     gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
@@ -94,7 +97,8 @@ def measure(settings: list[str], *, place: Place) -> dict[str, Any]:
         held = states_of(engine, masters=[] if ema is None else ema.shadow)
         peaks: dict[str, int] = {}
         with phases(engine, memory, peaks):
-            batches = random_batches(config, place=place)
+            layout = lay_out(config.parallel, place=place)
+            batches = random_batches(config, place=layout.data_place(place))
             for _ in range(2):
                 train_step(trainer, batches)
                 if ema is not None:
@@ -113,6 +117,7 @@ def measure(settings: list[str], *, place: Place) -> dict[str, Any]:
         "planned_states": {name: getattr(planned, name) for name in held},
         "counted": {**counted, "total": max(counted.values())},
         "planned": _phases(planned),
+        "planned_host": planned.host,
         "resident": grown,
     }
 

@@ -31,7 +31,7 @@ def test_every_way_fits_and_needs_less_than_before():
     for outcome in found:
         assert outcome.fits
         assert outcome.memory.total < current.memory.total
-    assert [outcome.work for outcome in found] == sorted(outcome.work for outcome in found)
+    assert [outcome.cost for outcome in found] == sorted(outcome.cost for outcome in found)
     # Latents save time, the others do not.
     assert texts(found)[0] == "data.source=latents"
     assert {"codec.tiling=true", "codec.encode_chunks=diffusers"} < set(texts(found))
@@ -57,11 +57,47 @@ def test_only_the_weakest_change_of_a_setting_is_named():
     assert [text for text in texts(found) if text.startswith("--gpus")] == ["--gpus 2"]
 
 
-def test_the_cheapest_recomputation_comes_first():
+def test_the_cheapest_recomputation_is_named():
     overrides = ("data.source=latents", "model.activation_checkpointing=none")
     found = ways_to_fit(outcome_of(*overrides))
-    assert texts(found)[0] == "model.activation_checkpointing=selective"
-    assert found[0].work > outcome_of(*overrides).work
+    (first,) = [outcome for outcome in found if "checkpointing" in outcome.text]
+    assert first.text == "model.activation_checkpointing=selective"
+    assert first.work > outcome_of(*overrides).work
+    # Half of the tokens: no more work, and a little waiting.
+    assert texts(found)[0] == "parallel.sequence_size=2"
+    assert found[0].price == "2 GPUs on each sample: a global batch of 4"
+    assert found[0].duration.step_seconds > outcome_of(*overrides).duration.step_seconds / 2
+
+
+def test_shared_weights_and_host_memory_are_offered_where_states_are_too_many():
+    found = ways_to_fit(outcome_of("data.source=latents", memory=30.0))
+    offered = {outcome.text: outcome for outcome in found}
+    assert offered["parallel.tensor_size=2"].price == "2 GPUs on each sample: a global batch of 4"
+    current = outcome_of("data.source=latents", gpus=1, memory=80.0)
+    offered = {outcome.text: outcome for outcome in ways_to_fit(current)}
+    far = offered["train.offload=optimizer"]
+    assert far.memory.host > far.memory.total
+    assert far.cost > current.cost
+    assert "parallel.sequence_size=2" not in offered  # one GPU
+    weights = offered["train.zero_stage=3 train.offload=weights"]
+    assert weights.memory.total < far.memory.total
+    assert weights.cost > far.cost
+
+
+def test_a_kept_global_batch_stays_when_gpus_share_samples():
+    overrides = ("data.source=latents", "model.activation_checkpointing=none")
+    current = outcome_of(*overrides, "train.global_batch=8")
+    (shared,) = [x for x in ways_to_fit(current) if x.text == "parallel.sequence_size=2"]
+    assert shared.situation.config.train.accumulation_steps == 2
+    assert shared.price == "2 GPUs on each sample"
+
+
+def test_room_brings_shared_samples_and_host_memory_back():
+    shared = outcome_of("data.source=latents", "parallel.sequence_size=2")
+    assert "parallel.sequence_size=1" in texts(uses_of_room(shared))
+    assert not any("tensor_size" in text for text in texts(uses_of_room(shared)))
+    far = outcome_of("data.source=latents", "train.offload=optimizer")
+    assert "train.offload=none" in texts(uses_of_room(far))
 
 
 def test_changes_are_combined_where_none_is_enough():

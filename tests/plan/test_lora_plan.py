@@ -47,12 +47,16 @@ def test_the_backward_pass_leaves_out_the_gradients_of_frozen_weights():
     assert lora.forward / whole.forward == pytest.approx(1.01, abs=0.01)
 
 
-def test_adapters_are_proposed_where_nothing_else_is_enough():
+def test_adapters_are_proposed_where_nothing_else_is_enough_without_host_memory():
     machine = machine_of(gpus=1, memory=24e9)
     current = examine(Situation(config=config_of("multitask"), machine=machine))
     assert not current.fits
-    (way,) = ways_to_fit(current)
+    far, way = ways_to_fit(current)
+    assert far.fits
+    assert "train.offload" in far.text
+    assert "lora" not in far.text
     assert way.fits
+    assert "train.offload" not in way.text
     assert "lora.rank=64 optimizer.lr=0.0001" in way.text
     assert "data.source=latents" in way.text
 

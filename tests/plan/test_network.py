@@ -2,6 +2,7 @@
 
 import pytest
 
+from sat_udpdiff.config import ConfigError
 from sat_udpdiff.plan.network import (
     WITHIN_GB,
     Computing,
@@ -82,12 +83,17 @@ def test_groups_that_fill_several_nodes():
     assert (found.sent, found.between) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("parts", [{"tensor": 3}, {"tensor": 2, "sequence": 8}, {"sequence": 6}])
+@pytest.mark.parametrize("parts", [{"tensor": 5}, {"tensor": 2, "sequence": 8}, {"sequence": 24}])
 def test_a_layout_that_does_not_divide_is_refused_with_all_numbers(parts):
-    with pytest.raises(ValueError, match="3 nodes x 4 GPUs = 12 ranks do not divide") as caught:
+    with pytest.raises(ConfigError, match="does not divide 3 nodes x 4 GPUs = 12;") as caught:
         Layout(nodes=3, gpus=4, **parts)
     for name, size in parts.items():
-        assert f"{size} ({name})" in str(caught.value)
+        assert f"{name} {size}" in str(caught.value)
+
+
+def test_groups_across_the_borders_of_nodes_are_refused():
+    with pytest.raises(ConfigError, match="sequence 6 = 6 GPUs of 3 nodes x 4 GPUs neither divide"):
+        Layout(nodes=3, gpus=4, sequence=6)
 
 
 def test_the_slower_link_counts_and_passes_hide_what_they_can():

@@ -67,7 +67,14 @@ def test_a_run_that_does_not_fit_exits_with_1_and_advice(capsys):
     status, text, _ = call(capsys, *BASE, "--plan", "--gpus", "1")
     assert status == 1
     assert "DOES NOT FIT" in text.splitlines()[0]
-    assert "this makes it fit\n  --gpus 4 " in text
+    assert "any one of these makes it fit, the cheapest in time first\n  --gpus 4 " in text
+    assert "  train.offload=optimizer " in text
+    _, text, _ = call(capsys, *BASE, "--plan", "--gpus", "1", "--gpu-memory", "24")
+    together, adapters = text.split("no single change is enough; together these are\n")[1].split(
+        "or these\n"
+    )
+    assert "train.offload=" in together
+    assert "lora.rank=64" in adapters
     assert "or GPUs of 136 GB and more: h200, b200" in text
 
 

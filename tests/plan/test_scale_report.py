@@ -7,9 +7,11 @@ import pytest
 
 from sat_udpdiff import train
 from sat_udpdiff.config_io import load_config
+from sat_udpdiff.plan.cluster import Cluster
+from sat_udpdiff.plan.machine import Machine
 from sat_udpdiff.plan.network import Computing, Layout, Links
 from sat_udpdiff.plan.scale_report import HOW_TO_ASK
-from sat_udpdiff.plan.scaling import other_ways, scale
+from sat_udpdiff.plan.scaling import scale, ways_of
 from sat_udpdiff.plan.traffic import Exchange
 
 ROOT = Path(__file__).parents[2]
@@ -57,11 +59,19 @@ def test_four_nodes_on_ten_gigabits_by_hand(capsys):
     assert float(table[2][8]) == pytest.approx(229, abs=1)
     assert table[0][7:] == ["100%", "-"]
     # Three kinds of 22.28 GB: sums over the ring, 2.2 s each to the host, 2 GB/s to the disk.
-    assert "66.85 GB in 169.6 s, for which training waits: 136.2 s* to gather" in found
-    assert "33.4 s* to write, 3 ranks side by side, on a disk of 2 GB/s\n" in found
+    assert "66.85 GB: training waits 136.2 s* to gather, then goes on\n" in found
+    assert "while 3 ranks write side by side for 33.4 s* on a disk of 2 GB/s;\n" in found
+    assert "the save counts 169.6 s after it began\n" in found
     assert "one in 5,000 h* of a node, in 52.1 days of the job" in found
-    # 169.6 s in 500 x 34.6 s; half of them and 10 minutes in 1,250 h.
-    assert "0.98% saves, 0.21% work" in found
+    # 136.2 s in 500 x 34.6 s; half of them, 33.4 s and 10 minutes in 1,250 h.
+    assert "0.79% saves, 0.21% work" in found
+    # 169.6 s in 500 x 34.6 s.
+    other = "with checkpoint.asynchronous=false 1.19%: 0.98% saves, 0.21% work and restarts\n"
+    assert other in found
+    # The step of all sections is one.
+    assert "time per step       34.6 s at 48% of 312 TFLOP/s" in text
+    assert "25.2 s of it (assumed) GPUs wait for each other" in text
+    assert "train.zero_stage=1 train.accumulation_steps=8 " in text.split("what would fit")[1]
     assert all(line == line.rstrip() and len(line) < 140 for line in text.splitlines())
 
 
@@ -70,14 +80,66 @@ def test_the_ways_stand_beside_each_other(capsys):
     lines = [line.strip() for line in section(text).splitlines() if line.startswith("  ZeRO")]
     names = [re.split(r"  +", line)[0] for line in lines]
     assert names == [
-        "ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 2, tensor 2", "ZeRO 2, tensor 8",
-        "ZeRO 2, sequence 2", "ZeRO 2, sequence 8",
+        "ZeRO 1", "ZeRO 2", "ZeRO 3", "ZeRO 2, sequence 2", "ZeRO 2, sequence 8",
+        "ZeRO 2, tensor 2", "ZeRO 2, tensor 8",
     ]  # fmt: skip
     assert [line.endswith("<- this run") for line in lines] == [name == "ZeRO 2" for name in names]
+    peak = re.search(r"peak +([\d.]+)$", text, re.MULTILINE)
+    (own,) = [line for line in lines if line.endswith("<- this run")]
+    assert peak is not None
+    assert f" {float(peak[1]):.1f} GB  <- this run" in own
     sent = {name: line.split(" GB")[0].split()[-1] for name, line in zip(names, lines, strict=True)}
     # Gradients once or twice around twice, weights once: 15/16 of 11.14 GB each.
     assert float(sent["ZeRO 1"]) == pytest.approx(3 * 15 / 16 * 11.141, abs=0.01)
     assert float(sent["ZeRO 2"]) == pytest.approx(5 * 15 / 16 * 11.141, abs=0.01)
+
+
+def test_a_shared_sample_counts_once_and_its_layout_is_this_run(capsys):
+    sizes = ("parallel.sequence_size=2", "parallel.tensor_size=2")
+    _, text, _ = call(capsys, "--nodes", "2", *sizes, base=LARGE)
+    assert "global batch        4 = 1 x 1 accumulated x 4 groups of 4 GPUs" in text
+    assert "bf16, ZeRO 2, tensor 2, sequence 2, recomputing every layer" in text
+    assert "weights, bf16, 1/2 of the layers " in text
+    assert "fp32 weights and moments of AdamW, 1/8 of them " in text
+    found = section(text)
+    assert "all-reduce of 6.38 GB: gradients, bf16, among 8 GPUs; beside the backward pass" in found
+    # Two in each of three passes of 42 layers, and one; 17,776 / 2 tokens of 3072 numbers.
+    assert "all-reduce of 253 x 54.61 MB: tokens of layers, among the GPUs of a sample;" in found
+    assert "all-to-all of 126 x 81.91 MB: queries, keys, values, among the GPUs of a sam" in found
+    lines = [line for line in found.splitlines() if line.startswith("  ZeRO")]
+    (own,) = [line for line in lines if line.endswith("<- this run")]
+    assert own.split()[:7] == ["ZeRO", "2,", "tensor", "2,", "sequence", "2", "4"]
+    assert len(lines) == 8
+    rows = [line.split() for line in found.splitlines() if re.match(r" +\d+ +\d+ +\d+ ", line)]
+    assert [row[:3] for row in rows[:2]] == [["1", "8", "2"], ["2", "16", "4"]]
+
+
+def test_offload_is_told_in_memory_time_and_advice(capsys):
+    _, text, _ = call(capsys, "--gpus", "1", base=LARGE)
+    offered = text.split("any one of these")[1]
+    assert re.search(r"train\.offload=optimizer +25\.3 GB .*, its step on the CPU\n", offered)
+    status, text, _ = call(capsys, "--gpus", "1", "train.offload=optimizer", base=LARGE)
+    assert status == 0
+    assert text.splitlines()[0].startswith("5b on 1 x a100: fits, 25.3 of 80 GB")
+    assert "optimizer in host memory" in text
+    # 18 bytes of each number.
+    assert re.search(r"optimizer of 1 GPU \(train\.offload\) +100\.27\n", text)
+    assert re.search(r"files of a checkpoint until on the disk, 3 x 22\.28 GB +66\.85\n", text)
+    # 6 bytes of each number at 20 GB/s, and 42 at 150 GB/s.
+    assert "3.2 s of it (assumed) AdamW on the CPU" in text
+
+
+def test_sizes_that_do_not_divide_the_gpus_are_one_line(capsys):
+    status, out, err = call(capsys, "--nodes", "3", "parallel.tensor_size=3", "--gpus", "12")
+    assert (status, out) == (2, "")
+    assert err == (
+        "train.py: parallel: tensor 3 x sequence 1 = 3 GPUs of 3 nodes x 4 GPUs neither divide a "
+        "node nor fill several, and such a layout is not planned; change --gpus, "
+        "parallel.tensor_size or parallel.sequence_size\n"
+    )
+    status, out, err = call(capsys, "parallel.sequence_size=3", "--gpus", "8")
+    assert (status, out) == (2, "")
+    assert "tensor 1 x sequence 3 = 3 does not divide 1 node x 8 GPUs = 8;" in err
 
 
 def test_without_the_options_there_is_one_line_on_how_to_ask(capsys):
@@ -107,7 +169,7 @@ def test_an_interval_far_from_the_best_brings_advice(capsys):
 def test_fp32_has_bytes_and_no_times(capsys):
     _, text, _ = call(capsys, "--nodes", "2", "--gpus", "2", base=SMALL)
     found = section(text)
-    assert "all-reduce of 0.02 GB: gradients, fp32" in found
+    assert "all-reduce of 18.33 MB: gradients, fp32" in found
     assert "time lost           unknown" in found
     assert "efficiency" not in found
 
@@ -144,27 +206,51 @@ def test_rows_go_beyond_the_nodes_asked_for_and_include_them():
         what="x", kind="all-gather", among="zero", size=10.0, times=1, beside="nothing"
     )
 
-    def rows(nodes):
+    def rows(nodes, **parts):
         return scale(
             [exchange],
-            computing=Computing(forward=1.0, backward=2.0, step=9.0),
-            layout=Layout(nodes=nodes, gpus=1),
+            computing_on=lambda layout: Computing(forward=1.0, backward=2.0, step=9.0),
+            layout=Layout(nodes=nodes, gpus=1, **parts),
             links=Links(within=1.0, between=5.0),
         )
 
     assert [row.layout.nodes for row in rows(3)] == [1, 2, 3, 4, 8]
     assert [row.layout.nodes for row in rows(12)] == [1, 2, 4, 8, 12]
+    # Fewer GPUs than share a sample are no row.
+    assert [row.layout.nodes for row in rows(12, tensor=4)] == [4, 8, 12]
     one, two, *_ = rows(1)
     assert (one.step_seconds, two.waiting_seconds, two.efficiency) == (9.0, 1.0, 0.9)
 
 
-def test_layers_and_sequences_are_split_as_heads_and_gpus_allow():
-    files = [str(ROOT / "configs" / f"{name}.yaml") for name in ("2b", "multitask")]
-    config = load_config(files, ["data.source=latents"])
+def test_layers_and_sequences_are_shared_as_heads_gpus_and_stages_allow():
     links = Links(within=1e11, between=1e10)
-    ways = other_ways(config, layout=Layout(nodes=1, gpus=8), links=links, rate=1e14)
+
+    def ways(*overrides, nodes=1, gpus=8):
+        files = [str(ROOT / "configs" / f"{name}.yaml") for name in ("2b", "multitask")]
+        config = load_config(files, ["data.source=latents", *overrides])
+        cluster = Cluster(
+            nodes=nodes,
+            network="hdr",
+            network_rate=25e9,
+            disk_rate=2e9,
+            mtbf_seconds=1e6,
+            restart_seconds=600.0,
+            assumed=frozenset(),
+        )
+        machine = Machine(
+            gpus=gpus * nodes, gpu="a100", memory=80e9, peak_flops=3e14, mfu=0.5, cluster=cluster
+        )
+        found = ways_of(config, machine=machine, links=links, rate=1e14)
+        return [
+            (way.zero_stage, way.parallel.tensor_size, way.parallel.sequence_size, way.batch)
+            for way in found
+        ]
+
     # 30 heads.
-    assert [(way.tensor, way.sequence) for way in ways[3:]] == [(2, 1), (1, 2)]
-    assert [way.batch for way in ways] == [8, 8, 8, 4, 4]
-    alone = other_ways(config, layout=Layout(nodes=2, gpus=1), links=links, rate=1e14)
-    assert [(way.zero_stage, way.tensor) for way in alone] == [(1, 1), (2, 1), (3, 1)]
+    plain = [(1, 1, 1, 8), (2, 1, 1, 8), (3, 1, 1, 8)]
+    assert ways() == [*plain, (2, 1, 2, 4), (2, 2, 1, 4)]
+    # Stage 3 and tensor parallel do not go together.
+    assert ways("train.zero_stage=3") == [*plain, (3, 1, 2, 4)]
+    assert ways(nodes=2, gpus=1) == [(1, 1, 1, 2), (2, 1, 1, 2), (3, 1, 1, 2)]
+    own = ways("parallel.sequence_size=2", nodes=2, gpus=1)
+    assert own == [(1, 1, 1, 2), (2, 1, 1, 2), (3, 1, 1, 2), (2, 1, 2, 1)]

@@ -7,10 +7,11 @@ import torch
 
 from sat_udpdiff.config_io import load_config
 from sat_udpdiff.model.transformer import build_network
-from sat_udpdiff.plan.sizes import Parameters, count_parameters, derive_sizes
+from sat_udpdiff.parallel.tensor import cut_of
+from sat_udpdiff.plan.sizes import Parameters, count_parameters, derive_sizes, share_of_rank
 from sat_udpdiff.plan.traffic import (
+    gathering_exchanges,
     sequence_exchanges,
-    share_of_rank,
     tensor_exchanges,
     zero_exchanges,
 )
@@ -70,50 +71,66 @@ def test_frozen_weights_have_no_gradients_to_send():
     assert found[2][:2] == ("reduce-scatter", 20.0)
 
 
-def test_split_sequences_reduce_in_fp32():
-    assert of_5b(sequence=2)[0] == ("all-reduce", 4.0 * COUNT, 1, "backward")
-    assert of_5b(sequence=2)[1][1] == 2.0 * COUNT
+def test_ranks_that_share_tokens_reduce_in_the_training_precision():
+    assert of_5b("parallel.sequence_size=2") == of_5b()
+
+
+def test_ranks_that_share_weights_reduce_their_own():
+    whole, half = zero_exchanges(load()), zero_exchanges(load("parallel.tensor_size=2"))
+    cut = 42 * (12 * 3072**2 + 7 * 3072)
+    assert whole[0].size - half[0].size == 2 * cut / 2
+    assert whole[1].size - half[1].size == 2 * cut / 2
 
 
 @pytest.mark.parametrize(
     ("mode", "passes"), [("none", 2 * 42), ("selective", 3 * 21 + 2 * 21), ("full", 3 * 42)]
 )
-def test_split_layers_reduce_tokens_twice_in_every_pass(mode, passes):
-    config = load(f"model.activation_checkpointing={mode}", "train.accumulation_steps=2")
+def test_cut_layers_reduce_tokens_twice_in_every_pass_and_once_at_the_end(mode, passes):
+    checkpointing = f"model.activation_checkpointing={mode}"
+    config = load(checkpointing, "train.accumulation_steps=2", "parallel.tensor_size=2")
     sizes = derive_sizes(config)
-    (found,) = tensor_exchanges(config, sizes=sizes, tensor=2)
+    (found,) = tensor_exchanges(config, sizes=sizes)
     assert (found.kind, found.size) == ("all-reduce", 17_776 * 3072 * 2)
-    assert found.times == 2 * passes * 2
-    (found,) = tensor_exchanges(config, sizes=sizes, tensor=2, sequence=4)
+    assert found.times == 2 * passes * 2 + 2
+    config = load("parallel.tensor_size=2", "parallel.sequence_size=4")
+    (found,) = tensor_exchanges(config, sizes=sizes)
     assert found.size == 17_776 * 3072 * 2 / 4
-    assert tensor_exchanges(config, sizes=sizes, tensor=1) == []
+    assert tensor_exchanges(load("parallel.sequence_size=4"), sizes=sizes) == []
 
 
-def test_split_sequences_change_places_four_times_in_every_pass():
-    config = load("train.micro_batch_size=3")
+def test_shared_tokens_change_places_in_every_pass():
+    config = load("train.micro_batch_size=3", "parallel.sequence_size=4")
     sizes = derive_sizes(config)
-    (found,) = sequence_exchanges(config, sizes=sizes, sequence=4)
-    assert (found.kind, found.size) == ("all-to-all", 3 * 17_776 * 3072 * 2 / 4)
-    assert found.times == 4 * 3 * 42
-    assert found.total == found.size * found.times
-    (found,) = sequence_exchanges(config, sizes=sizes, sequence=4, tensor=2)
-    assert found.size == 3 * 17_776 * 3072 * 2 / 8
-    assert sequence_exchanges(config, sizes=sizes, sequence=1) == []
+    to_heads, to_tokens, outputs = sequence_exchanges(config, sizes=sizes)
+    unit = 3 * 17_776 * 3072 * 2 / 4
+    assert (to_heads.kind, to_heads.size, to_heads.times) == ("all-to-all", 3 * unit, 3 * 42)
+    assert (to_tokens.kind, to_tokens.size, to_tokens.times) == ("all-to-all", unit, 3 * 42)
+    assert to_heads.total == to_heads.size * to_heads.times
+    # 2 x 2 patches of 32 channels.
+    assert (outputs.kind, outputs.size, outputs.times) == ("all-reduce", 3 * 17_550 * 128 * 2, 1)
+    cut = load("parallel.sequence_size=4", "parallel.tensor_size=2")
+    assert sequence_exchanges(cut, sizes=sizes)[1].size == unit / 3 / 2
+    assert sequence_exchanges(load("parallel.tensor_size=2"), sizes=sizes) == []
 
 
-def test_split_weights_are_those_of_the_linears_of_the_layers():
-    config = load(family="tiny")
+def test_saves_sum_shards_and_put_cut_weights_together():
+    (one,) = gathering_exchanges(load())
+    assert (one.kind, one.among, one.size) == ("all-reduce", "zero", 4.0 * COUNT)
+    (one,) = gathering_exchanges(load("train.zero_stage=3"))
+    assert one.kind == "all-gather"
+    shards, cut = gathering_exchanges(load("parallel.tensor_size=4"))
+    assert (cut.kind, cut.among) == ("all-gather", "tensor")
+    assert shards.size + 3 / 4 * cut.size == 4.0 * COUNT
+
+
+def test_cut_weights_are_those_that_tensor_parallel_cuts():
+    config = load("parallel.tensor_size=3", family="tiny")
     network = build_network(config.model, dtype=torch.float32, device=torch.device("meta"))
-    split = 0
-    for name, weight in network.named_parameters():
-        widens = ".query_key_value." in name or ".dense_h_to_4h." in name
-        narrows = name.endswith((".attention.dense.weight", ".dense_4h_to_h.weight"))
-        split += weight.numel() * (widens or narrows)
-    whole = count_parameters(config)
-    found = share_of_rank(whole, model=config.model, tensor=4)
-    assert split > 0
-    assert whole.total - found.total == whole.trained - found.trained == split - split // 4
-    assert share_of_rank(whole, model=config.model, tensor=1) == whole
+    cut = sum(x.numel() for name, x in network.named_parameters() if cut_of(name) is not None)
+    whole, found = count_parameters(config), share_of_rank(config)
+    assert cut > 0
+    assert whole.total - found.total == whole.trained - found.trained == cut * 2 // 3
+    assert share_of_rank(load(family="tiny")) == whole
 
 
 def test_small_tensors_are_counted():

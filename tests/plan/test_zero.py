@@ -41,11 +41,33 @@ CASES = {
 }  # fmt: skip
 
 
+# Two ranks on the same samples.
+SHARED = {
+    "sequence": ["parallel.sequence_size=2"],
+    "tensor": ["parallel.tensor_size=2", "model.activation_checkpointing=none"],
+    "tensor bf16": [
+        "parallel.tensor_size=2", "train.precision=bf16", "model.activation_checkpointing=full",
+    ],
+}  # fmt: skip
+# On a CPU, what is there and what is on the host are one.
+OFFLOADED = {
+    "2 bf16 ema offload": ["train.offload=optimizer", "train.precision=bf16", "ema.enabled=true"],
+    "1 bf16 sums offload": [
+        "train.offload=optimizer", "train.precision=bf16", "train.accumulation_steps=2",
+        "train.zero_stage=1",
+    ],
+    "3 bf16 offload": [
+        "train.offload=weights", "train.precision=bf16", "train.zero_stage=3",
+    ],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module", params=[1, 2])
 def live(request, tmp_path_factory):
     """Measurements by name of the case, on one and two ranks."""
     folder = tmp_path_factory.mktemp("live")
-    (folder / "cases.json").write_text(json.dumps([SIZE + case for case in CASES.values()]))
+    cases = CASES if request.param == 1 else {**CASES, **SHARED, **OFFLOADED}
+    (folder / "cases.json").write_text(json.dumps([SIZE + case for case in cases.values()]))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -59,12 +81,14 @@ def live(request, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "result.json").read_text())
-    return dict(zip(CASES, results, strict=True))
+    return dict(zip(cases, results, strict=True))
 
 
 @pytest.mark.slow
 def test_states_are_planned_to_the_byte(live):
     for name, found in live.items():
+        if name in OFFLOADED:
+            continue
         for kind, counted in found["states"].items():
             # ZeRO pads shards to equal length.
             assert found["planned_states"][kind] == pytest.approx(counted, rel=1e-3), (name, kind)
@@ -74,6 +98,10 @@ def test_states_are_planned_to_the_byte(live):
 def test_peaks_are_planned_closely_and_not_below(live):
     for name, found in live.items():
         counted, planned = found["counted"], found["planned"]
+        if name in OFFLOADED:
+            total = planned["total"] + found["planned_host"]
+            assert 0.97 < total / counted["total"] < 1.15, name
+            continue
         assert planned["start"] == pytest.approx(counted["start"], rel=0.02), name
         # The micro-batch and norms of single tensors are beside the states in the step.
         assert 0.95 < planned["step"] / counted["step"] < 1.05, name
@@ -137,6 +165,36 @@ def test_frozen_weights_have_no_states():
     config = load("ema.enabled=true")
     few = zero_bytes(config, parameters=Parameters(total=1000, trained=10), world_size=1)
     assert (few.weights, few.optimizer, few.ema, few.gradients) == (2000, 120, 40, 20)
+
+
+def test_what_is_offloaded_is_on_the_host_and_not_on_the_gpu():
+    near, far = of_5b("ema.enabled=true"), of_5b("ema.enabled=true", "train.offload=optimizer")
+    shard = 5_570_677_376 / 8
+    assert (far.weights, far.optimizer, far.ema, far.step) == (near.weights, 0, 0, 0)
+    # fp32 weights, moments, gradients and average, and the new bf16 weights.
+    assert far.host == (4 + 8 + 4 + 4 + 2) * shard
+    assert (near.host, far.gradients) == (0, 0)
+    # A gradient of the MLP's first linear on its way.
+    assert far.buckets == near.buckets + 4 * 3072**2 * 2
+
+
+def test_offloaded_weights_are_gathered_from_the_host():
+    stage = "train.zero_stage=3"
+    near, far = of_5b(stage), of_5b(stage, "train.offload=weights")
+    shard = 5_570_677_376 / 8
+    assert (far.weights, far.gathered) == (0, near.gathered)
+    assert far.host == (4 + 8 + 4 + 2 + 2) * shard
+    once, twice = (
+        of_5b("train.offload=optimizer", f"train.accumulation_steps={n}").host for n in (1, 2)
+    )
+    assert twice - once == 2 * shard
+
+
+def test_ranks_that_share_weights_have_shards_of_their_own():
+    config = load("parallel.tensor_size=4")
+    half = Parameters(total=1000, trained=1000)
+    found = zero_bytes(config, parameters=half, world_size=8)
+    assert (found.weights, found.optimizer, found.gradients) == (2000, 12 * 500, 2 * 500)
 
 
 def test_start_is_never_below_what_stays():
