@@ -2,5 +2,6 @@
 
 `layout.py` says who works with whom, `sequence.py` shares the tokens out, `tensor.py` the weights,
 `sampling.py` the branches of guidance and the pieces of a decode.
-The network in `model/` stays single-device code; tokens and weights are shared by mixins that are added to it.
+The network in `model/` stays single-device code; mixins that are added to it share tokens and
+weights.
 """
