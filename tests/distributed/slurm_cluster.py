@@ -34,6 +34,7 @@ SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmctldPort={port}
+FirstJobId={port}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 StateSaveLocation={folder}/state
@@ -220,6 +221,7 @@ class SlurmCluster:
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
         host = socket.gethostname().split(".")[0]
+        # Ranks meet at a port that follows from the job's number: no two clusters begin with one.
         port, *ports = free_ports(1 + len(self.nodes))
         user = pwd.getpwuid(os.getuid()).pw_name
         text = CONFIG.format(host=host, user=user, folder=self.folder, port=port)

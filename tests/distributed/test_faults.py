@@ -64,7 +64,7 @@ SETTINGS = (
     "log.heartbeat_seconds=0",
 )
 FAULTS = ("hang", "raise", "kill")
-Told = dict[str, tuple[tuple[int, str], tuple[int, str]]]
+Told = dict[str, list[tuple[int, str]]]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def told(runs, small_world, user_env) -> Told:
                 os.killpg(program.pid, signal.SIGKILL)
     statuses = json.loads(out)
     return {
-        case["fault"]: tuple((statuses[log], Path(log).read_text()) for log in case["logs"])
+        case["fault"]: [(statuses[log], Path(log).read_text()) for log in case["logs"]]
         for case in cases
     }
 

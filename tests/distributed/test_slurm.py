@@ -39,7 +39,7 @@ class Job:
     Only what the tiny network needs of Slurm differs: one rank and GPU per node instead of eight.
     """
 
-    def __init__(self, cluster: SlurmCluster, run: Path, *, world, **environment: str) -> None:
+    def __init__(self, cluster: SlurmCluster, run: Path, *, world, mpi: str = "none") -> None:
         self.cluster, self.run, self.log = cluster, run, run.parent / f"{run.name}.log"
         options = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
         script = str(ROOT / "launch/multitask.slurm")
@@ -53,7 +53,7 @@ class Job:
             RUN=str(run),
             PYTHON=sys.executable,
             PYTHONPATH=str(ROOT),
-            **environment,
+            SLURM_MPI_TYPE=mpi,
         ).strip()
 
     def text(self) -> str:
@@ -99,8 +99,8 @@ class Job:
 @pytest.fixture(scope="module")
 def unbroken(cluster, small_world, tmp_path_factory) -> Job:
     """Begun with PMIx, where there is one; what is compared with it goes without."""
-    mpi = {"SLURM_MPI_TYPE": "pmix"} if has_pmix(cluster) else {}
-    job = Job(cluster, tmp_path_factory.mktemp("slurm") / "unbroken", world=small_world, **mpi)
+    mpi = "pmix" if has_pmix(cluster) else "none"
+    job = Job(cluster, tmp_path_factory.mktemp("slurm") / "unbroken", world=small_world, mpi=mpi)
     job.finish()
     return job
 

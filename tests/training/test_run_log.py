@@ -102,12 +102,12 @@ def test_wandb_goes_on_with_its_run_and_takes_no_folder_along(tmp_path, monkeypa
 def test_wandb_is_sent_each_step_once_though_a_resume_repeats_some(tmp_path, monkeypatch):
     sent = []
 
-    def log(values, *, step):
+    def send(values, *, step):
         known.step = step
         sent.append((step, sorted(values)[0]))
 
     # As wandb has it for a run that was killed after its fourth step.
-    known = SimpleNamespace(step=5, log=log, finish=lambda: None)
+    known = SimpleNamespace(step=5, log=send, finish=lambda: None)
     monkeypatch.setattr(run_log, "_start_wandb", lambda *arguments, **options: known)
     config = load_config([], [f"run.output={tmp_path}", "log.wandb=online"])
     log = RunLog(config, place=ONE, step=2)
