@@ -78,7 +78,8 @@ class Kill:
     seconds: float
     """After the start."""
     was_before_meeting: bool
-    """The ranks had not found each other; a launcher ends the others then, and so do we."""
+    """The ranks had not heard of each other; a launcher ends the others then, and so do we: they
+    would wait for the timeout of the process group."""
     was_saving: bool
     """A checkpoint was begun and not yet the latest, or an old one half deleted."""
     resumed: int
@@ -222,14 +223,14 @@ class Start:
 
 
 def _tell_of_meeting(mouth: int) -> None:
-    meet = train.init_distributed
+    """Tell when a rank has heard a first word of all others, and begins its work."""
+    work = train.train
 
-    def meet_and_tell(**settings: Any) -> Any:
-        place = meet(**settings)
+    def tell_and_work(config: Any, **settings: Any) -> bool:
         os.write(mouth, _MET)
-        return place
+        return work(config, **settings)
 
-    train.init_distributed = meet_and_tell
+    train.train = tell_and_work
 
 
 def _watch_saves(mouth: int, *, rank: int, last: int) -> None:
@@ -308,7 +309,7 @@ class Trial:
                 was_before_meeting=start.num_met < self._plan.ranks,
                 was_saving=bool(_unfinished(run) - before),
                 resumed=resumed,
-                done=beat["step"] if is_own else resumed,
+                done=max(resumed, beat["step"]) if is_own else resumed,
                 kept=_step_kept(run),
                 others_seconds=round(max(others, default=start.struck) - start.struck, 3),
             )
