@@ -100,7 +100,8 @@ def start(config: Config, *, stop: StopRequest) -> int:
         sys.stderr.write(f"train.py: rank {place.rank} of {place.world_size} on {node_name()}: ")
         if is_lost_rank(error):
             reason = str(error).strip().splitlines()[0]
-            sys.stderr.write(f"another rank is gone and has said why ({reason}); {RESUME}\n")
+            said = "unless it was killed, it has said why"
+            sys.stderr.write(f"another rank is gone ({reason}); {said}; {RESUME}\n")
         else:
             sys.stderr.write(f"failed\n{traceback.format_exc()}")
         return leave(1)
