@@ -8,10 +8,12 @@ they do not come, and joins the process group.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +31,9 @@ _LOOPBACK = "127.0.0.1"
 _MEETING_MINUTES = 10.0
 """For all ranks to start: a large cluster may read Python from one disk."""
 
+
+_FIRST_WORD_SECONDS, _LAST_WORD_SECONDS = 0.5, 5.0
+"""By which the first rank comes before the others, where all have the same to say, and waits."""
 
 _LOST_RANK = (
     "Connection closed by peer",
@@ -163,6 +168,51 @@ def is_lost_rank(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_RANK)
+
+
+def tell_end(message: str) -> None:
+    """Write to stderr why this process ends: what several ranks have to say, one of them says.
+
+    A rank other than the first begins its line with its name. The first one, which the others ask
+    through its store, waits for them a moment.
+    """
+    own = ""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        if rank:
+            time.sleep(_FIRST_WORD_SECONDS)
+        if not _is_new(message) and rank:
+            return
+        own = f"[rank {rank} of {world_size} on {node_name()}] " if rank else ""
+    sys.stderr.write(f"{own}{message}\n")
+    if dist.is_initialized() and dist.get_world_size() > 1 and dist.get_rank() == 0:
+        _wait_for_the_others(message)
+
+
+def _is_new(message: str) -> bool:
+    """Whether this rank is the first to come with it; True where the store is gone."""
+    try:
+        return _store().add(_key(message), 1) == 1
+    except RuntimeError:
+        return True
+
+
+def _wait_for_the_others(message: str) -> None:
+    deadline = time.monotonic() + _LAST_WORD_SECONDS
+    with contextlib.suppress(RuntimeError):
+        while _store().add(_key(message), 0) < dist.get_world_size():
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+
+
+def _store() -> Any:
+    c10d: Any = dist.distributed_c10d
+    return c10d._get_default_store()
+
+
+def _key(message: str) -> str:
+    return f"said/{zlib.crc32(message.encode())}"
 
 
 def close_distributed() -> None:

@@ -27,6 +27,7 @@ from sat_udpdiff.distributed import (
     is_lost_rank,
     leave,
     node_name,
+    tell_end,
 )
 from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return start(config, stop=stop)
     except (ValueError, OSError, TrainingError) as error:
         # The user's to mend: one line, no traceback.
-        sys.stderr.write(f"train.py: {error}\n")
+        tell_end(f"train.py: {error}")
         return leave(1)
     except KeyboardInterrupt:
         return leave(128 + signal.SIGINT)

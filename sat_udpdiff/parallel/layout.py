@@ -6,6 +6,8 @@ The processes of one data rank work on the same samples. Those that talk most, t
 neighbours, and so share a machine wherever the sizes allow it.
 """
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, NamedTuple
@@ -61,6 +63,16 @@ class Layout:
         return (
             ranks[tuple(slice(None) if name in axes else at for name, at in index)].ravel().tolist()
         )
+
+    def mark(self, keys: Sequence[str]) -> float:
+        """A whole number whose sum over all processes is 0 if those that share samples agree.
+
+        Args:
+            keys: Of the samples that this process was given.
+        """
+        num_peers = prod(self.sizes[1:])
+        value = zlib.crc32("\n".join(keys).encode())
+        return float(value * (num_peers * self.counts - 1)) if num_peers > 1 else 0.0
 
     def make_group(self, *axes: Axis) -> dist.ProcessGroup:
         """The process group of `peers`; every process makes all of them, in the same order."""

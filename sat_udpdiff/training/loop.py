@@ -131,8 +131,11 @@ def train_step(trainer: Trainer, batches: Iterator[AnyBatch]) -> StepReport:
         keys += batch.keys
     samples = list(zip(keys, torch.cat(losses).tolist(), strict=True))
     finite = [loss for _, loss in samples if math.isfinite(loss)]
-    words = map(float, (len(finite), len(samples), math.fsum(finite), bool(trainer.stop.name)))
-    num_finite, count, total, num_asked_to_stop = ranks.sums([*words], place=trainer.place)
+    words = (len(finite), len(samples), math.fsum(finite), bool(trainer.stop.name))
+    words = [*map(float, words), trainer.layout.mark(keys)]
+    num_finite, count, total, num_asked_to_stop, marks = ranks.sums(words, place=trainer.place)
+    if marks:
+        raise _different_samples(trainer, keys)
     is_bad = num_finite < count
     lr = learning_rate(state.step, config=config.optimizer, total_steps=config.train.steps)
     has_moved = engine.step(lr=lr, skip=is_bad)
@@ -156,6 +159,22 @@ def _example(trainer: Trainer, batch: AnyBatch) -> DiffusionExample:
         samples_seen=trainer.state.samples_seen,
         global_batch=trainer.global_batch,
     )
+
+
+def _different_samples(trainer: Trainer, keys: list[str]) -> TrainingError:
+    """Of ranks that work on the same samples and were given others; every rank calls it."""
+    place, layout = trainer.place, trainer.layout
+    first, *_ = layout.peers("sequence", "tensor")
+    found = ranks.gather((first, f"rank {place.rank} on {node_name()}", keys), place=place)
+    for peer, who, own in found:
+        _, first_who, expected = found[peer]
+        if own != expected:
+            return TrainingError(
+                f"step {trainer.state.step + 1}: {who} read {', '.join(own)}, and {first_who}, "
+                f"whose samples it shares, {', '.join(expected)}: a clip is damaged for one alone; "
+                f"look at its disk; {RESUME}"
+            )
+    raise AssertionError("marks differ where keys do")
 
 
 def _forward(trainer: Trainer, example: DiffusionExample) -> LossTerms:
@@ -211,7 +230,7 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
         trainer: Restored to where the run stands.
         batches: Beginning with sample number `trainer.state.samples_seen`.
         validate: What is done every `validation.every_steps`; what goes wrong in it is reported
-            and never ends the run.
+            and never ends the run. A signal puts it off until the run goes on.
 
     Returns:
         Whether all steps are done; if not, the same command goes on.
@@ -237,7 +256,12 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                 last_words=lambda: log.say_end("hung"),
             ) as hang,
         ):
-            while state.step < config.train.steps:
+            while True:
+                if validate is not None and _is_validation_due(trainer, log=log):
+                    with hang.paused():
+                        _validate(trainer, validate, watch=watch, log=log)
+                if state.step >= config.train.steps:
+                    break
                 report = train_step(trainer, timed)
                 saver.poll()
                 _account(trainer, report, meter=meter, log=log)
@@ -250,9 +274,6 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                 if is_end:
                     saver.finish()
                 hang.beat()
-                if validate is not None and _is_due(state.step, config.validation.every_steps):
-                    with hang.paused():
-                        _validate(trainer, validate, watch=watch, log=log)
                 if report.is_asked_to_stop and state.step < config.train.steps:
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
@@ -268,6 +289,14 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _is_validation_due(trainer: Trainer, *, log: RunLog) -> bool:
+    """After this step, unless its line is there: a run that goes on may lack that of its step."""
+    step = trainer.state.step
+    if step == 0 or not _is_due(step, trainer.config.validation.every_steps):
+        return False
+    return ranks.gather(log.validated_step, place=trainer.place)[0] != step
 
 
 def _account(trainer: Trainer, report: StepReport, *, meter: Meter, log: RunLog) -> None:

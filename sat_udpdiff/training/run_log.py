@@ -46,6 +46,8 @@ class RunLog:
 
     def __init__(self, config: Config, *, place: Place, step: int) -> None:
         self._is_main = place.is_main
+        self.validated_step = 0
+        """Of the last validation whose line is there; 0 on other ranks than the first."""
         self._run = None
         self._config = config
         self._is_waiting = self._has_started = False
@@ -57,6 +59,9 @@ class RunLog:
         self._metrics, self._events = output / METRICS_FILE, output / EVENTS_FILE
         for path in (self._metrics, self._events):
             cut_lines(path, step=step)
+        if self._metrics.exists():
+            steps = [line["step"] for line in read_metrics(output, kind="validation")]
+            self.validated_step = max(steps, default=0)
         self._heartbeat = Heartbeat(
             output,
             total_steps=config.train.steps,
@@ -106,6 +111,7 @@ class RunLog:
             return
         line = {"step": step, "kind": VALIDATION, **values, "seconds": round(seconds, 4)}
         _append(self._metrics, line)
+        self.validated_step = step
         self.tell(f"step {step}: validation: {_shown(values)} ({seconds:.1f} s)")
         self._send({f"{VALIDATION}/{name}": value for name, value in values.items()}, step=step)
 

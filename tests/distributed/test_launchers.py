@@ -92,6 +92,6 @@ def test_weights_that_do_not_fit_end_all_ranks_with_the_reason(small_world, laun
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     lines = [line for line in said if "preflight" not in line]
-    assert len(lines) == 2
-    assert all("these are weights of the tiny CogVideoX, not of" in line for line in lines)
+    assert len(lines) == 1, "what both have to say, the first of them says"
+    assert "these are weights of the tiny CogVideoX, not of" in lines[0]
     assert not (tmp_path / "checkpoints").exists()

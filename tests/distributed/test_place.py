@@ -45,6 +45,10 @@ torch.distributed.all_reduce(total)
 torch.distributed.barrier()
 print(json.dumps([place.rank, place.world_size, place.local_rank, place.is_main, total.tolist()]
     + [os.environ[k] for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")]), flush=True)
+d.tell_end("of all")
+if place.rank:
+    d.tell_end("of one")
+torch.distributed.barrier()
 d.close_distributed()
 d.close_distributed()
 assert not torch.distributed.is_initialized()
@@ -222,8 +226,11 @@ def fake_gpus(monkeypatch, *, count):
 
 def launch(monkeypatch, environ):
     for key in list(os.environ):
-        if key.startswith(("SLURM_", "OMPI_")) or key in TORCHRUN:
+        if key.startswith(("SLURM_", "OMPI_")):
             monkeypatch.delenv(key)
+    for key in TORCHRUN:  # `init_distributed` fills them in; so each is as before in the end
+        monkeypatch.setenv(key, "")
+        monkeypatch.delenv(key)
     for key, value in environ.items():
         monkeypatch.setenv(key, value)
 
@@ -257,6 +264,7 @@ def start(environ):
         [sys.executable, "-W", "error", "-c", PROGRAM],
         env=base | environ,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -266,14 +274,20 @@ def test_processes_meet_under_mpi_names():
     # Given, so that there is nothing to ask MPI for: no mpirun stands behind these names.
     environ |= {"MASTER_ADDR": "127.0.0.1", "PMIX_NAMESPACE": f"test-{os.getpid()}"}
     running = [
-        start(environ | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank})
+        start(
+            environ
+            | {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+            | {"SLURMD_NODENAME": f"n{rank}"}
+        )
         for rank in "01"
     ]
     try:
-        printed = [json.loads(process.communicate(timeout=240)[0]) for process in running]
+        said = [process.communicate(timeout=240) for process in running]
     finally:
         for process in running:
             process.kill()
+    assert [errors for _, errors in said] == ["of all\n", "[rank 1 of 2 on n1] of one\n"]
+    printed = [json.loads(text) for text, _ in said]
     assert printed[0] == [0, 2, 0, True, [3.0, 4.0], "0", "2", "0", "127.0.0.1"]
     assert printed[1] == [1, 2, 1, False, [3.0, 4.0], "1", "2", "1", "127.0.0.1"]
 

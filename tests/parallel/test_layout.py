@@ -54,6 +54,22 @@ def test_groups_along_an_axis_differ_in_it_alone(axis):
         assert all(other == others[0] for other in others)
 
 
+@pytest.mark.parametrize(("tensor", "sequence"), [(1, 2), (2, 1), (2, 2)])
+def test_marks_tell_whether_those_that_share_samples_have_the_same(tensor, sequence):
+    found = layouts(8, tensor=tensor, sequence=sequence)
+    keys = [[f"clip {layout.at.data}", "another"] for layout in found]
+
+    def total():
+        return sum(layout.mark(own) for layout, own in zip(found, keys, strict=True))
+
+    assert total() == 0
+    for rank in range(8):
+        keys[rank][0] += " of a damaged disk"
+        assert total() != 0
+        keys[rank][0] = f"clip {found[rank].at.data}"
+    assert all(layout.mark(["own"]) == 0 for layout in layouts(3))
+
+
 def test_all_that_work_on_a_sample_are_neighbours():
     parallel = ParallelConfig(tensor_size=2, sequence_size=2)
     layout = lay_out(parallel, place=place(10, 16), guidance_size=2)

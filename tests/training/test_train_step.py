@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from data_loaders.loader import Batches
+from sat_udpdiff.config import ParallelConfig
 from sat_udpdiff.diffusion.loss import LossTerms
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import init_distributed
 from sat_udpdiff.generation import Encoders
-from sat_udpdiff.training import checkpoint, loop
+from sat_udpdiff.training import checkpoint, loop, ranks
 from sat_udpdiff.training.checkpoint import Saver
 from sat_udpdiff.training.engine import MASTERS, MOMENTS, to_deepspeed
 from sat_udpdiff.training.loop import Outcome, Trainer, TrainingError, train_step
@@ -242,6 +243,20 @@ def test_a_step_that_is_not_finite_leaves_no_trace(how, accumulation, make_train
     clean.state.step, clean.state.samples_seen = 2, 2 * trainer.global_batch
     train_step(clean, data(clean))
     assert_equal(tensors(trainer), tensors(clean))
+
+
+def test_ranks_that_share_samples_and_read_different_ones_are_named(make_trainer, monkeypatch):
+    trainer = make_trainer("train.micro_batch_size=1")
+    before = tensors(trainer)
+    trainer.place = dataclasses.replace(trainer.place, world_size=2)
+    trainer.config = dataclasses.replace(trainer.config, parallel=ParallelConfig(sequence_size=2))
+    monkeypatch.setattr(ranks, "sums", lambda words, *, place: words)  # of one of two peers
+    other = (0, "rank 1 on n2", ["another"])
+    monkeypatch.setattr(ranks, "gather", lambda own, *, place: [own, other])
+    expected = r"step 1: rank 1 on n2 read another, and rank 0 on .*, whose samples it shares, "
+    with pytest.raises(TrainingError, match=expected):
+        train_step(trainer, data(make_trainer("train.micro_batch_size=1")))
+    assert_equal(tensors(trainer), before)
 
 
 def test_a_run_counts_bad_steps_names_the_clip_and_stops(make_trainer, monkeypatch, capsys):

@@ -198,6 +198,20 @@ def test_a_resumed_run_has_every_line_once(make_trainer, tmp_path):
     assert lines[0] == first and lines[1]["loss"] > 0
 
 
+def test_a_signal_puts_a_validation_off_and_the_run_that_goes_on_makes_it(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.stop.name = "SIGUSR1"
+    validate = make_validation(trainer.config, encoders=trainer.encoders, place=trainer.place)
+    train(trainer, validate)
+    assert (trainer.state.step, read_metrics(tmp_path, kind="validation")) == (1, [])
+    trainer = make_trainer(tmp_path)
+    train(trainer, validate)
+    assert [line["step"] for line in read_metrics(tmp_path, kind="validation")] == [1, 2]
+    train(make_trainer(tmp_path), validate)  # nothing is left to do, and nothing is done twice
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("kind") for line in lines] == [None, "validation"] * 2
+
+
 def test_what_fails_is_told_and_the_rank_still_meets_the_others(
     make_trainer, tmp_path, monkeypatch, capsys
 ):
