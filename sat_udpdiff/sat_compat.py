@@ -11,6 +11,7 @@ import os
 import sys
 import types
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -82,4 +83,5 @@ def ensure_model_parallel(size: int = 1) -> None:
 
 def model_parallel_group() -> dist.ProcessGroup:
     """SAT's group: the processes that hold one network together."""
-    return mpu.get_model_parallel_group()
+    group: Any = mpu.get_model_parallel_group()
+    return group
