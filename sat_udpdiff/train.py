@@ -132,7 +132,7 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
     layout = lay_out(config.parallel, place=place)
     if place.is_main:
         # What a killed save left takes room that the run is about to ask for.
-        clear_staging(output / CHECKPOINTS)
+        clear_staging(output / CHECKPOINTS, tell=say)
     if config.run.preflight:
         preflight(config, place=place)
     resume_point = find_resume_point(config, place=place)

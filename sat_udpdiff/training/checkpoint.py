@@ -76,17 +76,24 @@ class Tensors(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class _Flight:
-    """A save whose files are being written."""
+    """A save whose files are being written, or that is published while older ones are deleted."""
 
     target: Path
     content: dict[str, Any]
     """Of state.json; on the first rank alone."""
     files: dict[str, Future[str]] = field(default_factory=dict)
     """Name of each file of this rank -> its sum, once it is on the disk."""
+    is_published: bool = False
+    deletion: Future[None] | None = None
+    """Of what is not kept any more; on the first rank alone, once this save is published."""
+    notes: list[str] = field(default_factory=list)
+    """What is to be told of the deletion."""
 
     @property
-    def is_writing(self) -> bool:
-        return not all(file.done() for file in self.files.values())
+    def is_busy(self) -> bool:
+        """Whether the writing thread of this rank has work that the next stage needs."""
+        work = [self.deletion] if self.deletion else self.files.values()
+        return not all(done.done() for done in work)
 
     def wait(self) -> dict[str, str]:
         """Sums of this rank's files; raises what went wrong with the first that failed."""
@@ -119,12 +126,13 @@ class Saver:
         self._config, self._place, self._guard, self._tell = config, place, guard, tell
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._flight: _Flight | None = None
+        self._known: set[Path] = set()
         self._has_told = False
 
     def save(self, engine: Tensors, *, ema: EMA | None, state: TrainState) -> None:
         """Take the state as it is now; published at once, or with `asynchronous` by `poll`.
 
-        An earlier save that is being written still is waited for. Asynchronous, the ranks that
+        An earlier save that is in flight still is waited for. Asynchronous, the ranks that
         write hold what they write in their memory until it is on the disk: of n kinds of tensor
         over w ranks, n / w kinds (rounded up) of 4 bytes per trained number. A save for which a
         machine has too little memory is synchronous.
@@ -140,7 +148,7 @@ class Saver:
         content: dict[str, Any] = {}
         with self._together(target):
             if place.is_main:
-                clear_staging(target.parent)
+                clear_staging(target.parent, tell=self._tell, needed=staging_of(target))
                 staging_of(target).mkdir(parents=True)
                 _check_space(run, engine=engine, has_ema=ema is not None)
                 content = _content(engine, ema=ema, state=state, place=place)
@@ -165,30 +173,43 @@ class Saver:
                     flight.wait()
         self._flight = flight
         if not is_asynchronous:
-            self.finish()
+            self._go_on()
 
     def poll(self) -> None:
-        """Publish the save in flight if all ranks have written their files; never waits for them.
+        """Do what comes next for the save in flight, if no rank has to be waited for.
+
+        When all have written their files it is published, and what is not kept any more is compared
+        and deleted by the writing thread of the first rank; when that is done it is over.
 
         Raises:
-            CheckpointError: As of `save`.
+            CheckpointError: As of `save`, or the save is published and not what was written.
         """
         flight = self._flight
         if flight is None:
             return
-        (is_writing,) = ranks.any_rank([flight.is_writing], place=self._place)
-        if not is_writing:
-            self.finish()
+        (is_busy,) = ranks.any_rank([flight.is_busy], place=self._place)
+        if not is_busy:
+            self._go_on()
 
     def finish(self) -> None:
-        """Wait for the save in flight, if any, and publish it.
+        """Wait for the save in flight, if any: until it is published and older ones are deleted.
 
         Raises:
-            CheckpointError: As of `save`.
+            CheckpointError: As of `poll`.
         """
+        while self._flight is not None:
+            self._go_on()
+
+    def _go_on(self) -> None:
         flight, self._flight = self._flight, None
-        if flight is None:
-            return
+        assert flight is not None
+        if flight.is_published:
+            self._end(flight)
+        else:
+            self._publish(flight)
+            self._flight = flight
+
+    def _publish(self, flight: _Flight) -> None:
         target, sums = flight.target, {}
         with self._together(target):
             sums = flight.wait()
@@ -198,7 +219,21 @@ class Saver:
             if self._place.is_main:
                 every = {name: value for of_rank in gathered for name, value in of_rank.items()}
                 publish(target, content=flight.content, sums=every, config=self._config)
-                prune(target, config=self._config.checkpoint, tell=self._tell)
+                flight.deletion = self._writer.submit(
+                    prune,
+                    target,
+                    config=self._config.checkpoint,
+                    tell=flight.notes.append,
+                    known=self._known,
+                )
+        flight.is_published = True
+
+    def _end(self, flight: _Flight) -> None:
+        with all_or_none(flight.target, place=self._place, cleans=False):
+            if flight.deletion is not None:
+                flight.deletion.result()
+        for note in flight.notes:
+            self._tell(note)
 
     def close(self) -> None:
         """Give up a save in flight, without a word to other ranks; for the way out of an error.

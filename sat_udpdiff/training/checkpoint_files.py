@@ -8,6 +8,7 @@ killed anywhere in here.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,10 +44,24 @@ def staging_of(target: Path) -> Path:
     return target.with_name(STAGING + target.name)
 
 
-def clear_staging(folder: Path) -> None:
-    """Remove what a process that was killed left in the folder of checkpoints."""
+def clear_staging(folder: Path, *, tell: Callable[[str], None], needed: Path | None = None) -> None:
+    """Remove what a process that was killed, or a disk that failed, left among the checkpoints.
+
+    Args:
+        folder: Of the checkpoints.
+        tell: Called with one line for each leftover that cannot be deleted, which ends nothing.
+        needed: Name under which a save is about to write.
+
+    Raises:
+        OSError: What lies under `needed` cannot be deleted.
+    """
     for leftover in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError as error:  # say, a file that another machine has open
+            if leftover == needed:
+                raise
+            tell(_stays(leftover, error))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, facts: Mapping[str, str]) -> str:
@@ -87,7 +102,8 @@ def publish(
     _write(staging / SUMS_FILE, sums_text(sums).encode())
     sync_folder(staging)
     if target.exists():  # of the same step, damaged: a complete one would have been resumed
-        _discard(target)
+        # What of it cannot be deleted now, the next save tells.
+        shutil.rmtree(_set_aside(target), ignore_errors=True)
     staging.rename(target)
     sync_folder(target.parent)
     pointer = target.with_name(STAGING + LATEST)
@@ -96,51 +112,87 @@ def publish(
     sync_folder(target.parent)
 
 
-def prune(newest: Path, *, config: CheckpointConfig, tell: Callable[[str], None]) -> None:
+def prune(
+    newest: Path, *, config: CheckpointConfig, tell: Callable[[str], None], known: set[Path]
+) -> None:
     """Delete the checkpoints that `config` does not keep.
 
-    Nothing is deleted before `keep_last` complete checkpoints were seen, `newest` among them:
-    damaged ones do not count, whatever their step. What lies after `newest` is no part of this run.
+    Nothing is deleted before `keep_last` whole checkpoints were seen, `newest` among them: damaged
+    ones do not count, whatever their step. What lies after `newest` is no part of this run.
+
+    Each time, sizes and headers of those that count are looked at. Where that leaves something to
+    delete, every byte of `newest` is compared with its sum, and of the others once by each process:
+    one that was whole then counts while its sizes and headers stay as they were. A disk may answer
+    from its memory of what was just written. Checkpoints of version 1 have no sums.
 
     Args:
         newest: The checkpoint that was just published.
         config: What is kept.
         tell: Called with one line where something cannot be deleted, which ends nothing.
+        known: Checkpoints whose bytes this process has compared; those that are now are added.
 
     Raises:
         CheckpointError: `newest` is damaged; nothing was deleted.
     """
     open_checkpoint(newest)
-    num_kept = 1
-    for folder in step_folders(newest.parent.parent):
-        step, last = step_of(folder), step_of(newest)
+    if not _superfluous(newest, config=config, is_whole=_opens):
+        return
+    open_checkpoint(newest, verify=True)
+    known.add(newest)
+
+    def is_whole(folder: Path) -> bool:
+        if not _opens(folder, verify=folder not in known):
+            return False
+        known.add(folder)
+        return True
+
+    for folder in _superfluous(newest, config=config, is_whole=is_whole):
+        try:
+            shutil.rmtree(_set_aside(folder))
+        except OSError as error:
+            tell(_stays(folder, error))
+
+
+def _superfluous(
+    newest: Path, *, config: CheckpointConfig, is_whole: Callable[[Path], bool]
+) -> list[Path]:
+    """What `prune` deletes if those are whole of which `is_whole` says so, and `newest` is."""
+    last, num_kept, found = step_of(newest), 1, []
+    assert last is not None
+    for folder in step_folders(newest.parent.parent) if config.keep_last else []:
+        step = step_of(folder)
         assert step is not None
-        assert last is not None
-        if step >= last or not config.keep_last:
+        if step >= last:
             continue
         if num_kept < config.keep_last:
-            num_kept += _is_complete(folder)
+            num_kept += is_whole(folder)
         elif not config.keep_every or step % config.keep_every:
-            try:
-                _discard(folder)
-            except OSError as error:
-                tell(f"note: {folder} could not be deleted ({error.strerror}) and stays")
+            found.append(folder)
+    return found
 
 
-def _is_complete(folder: Path) -> bool:
+def _opens(folder: Path, *, verify: bool = False) -> bool:
     try:
-        open_checkpoint(folder)
+        open_checkpoint(folder, verify=verify)
     except CheckpointError:
         return False
     return True
 
 
-def _discard(folder: Path) -> None:
-    """Delete a checkpoint: its name first, so that no half of it is ever seen."""
-    deleted = folder.with_name(_DELETED + folder.name)
-    folder.rename(deleted)
+def _set_aside(folder: Path) -> Path:
+    """Take its name from a checkpoint that is to be deleted, so that no half of it is ever seen.
+
+    Returns:
+        Where it lies; a new name each time, for an old one may not have been deleted yet.
+    """
+    aside = folder.with_name(f"{_DELETED}{secrets.token_hex(4)}_{folder.name}")
+    folder.rename(aside)
     sync_folder(folder.parent)
-    shutil.rmtree(deleted)
+    return aside
+
+
+def _stays(path: Path, error: OSError) -> str:
+    return f"note: {path} could not be deleted ({error.strerror}) and stays"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -270,6 +270,7 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                 if _is_due(state.step, config.log.every_steps) or state.step == config.train.steps:
                     _write(trainer, report, meter=meter, watch=watch, data=timed, log=log)
                 if is_end or _is_due(state.step, config.checkpoint.every_steps):
+                    log.flush()
                     _save(trainer, meter, saver=saver)
                 if is_end:
                     saver.finish()

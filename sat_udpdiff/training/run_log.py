@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from data_loaders.atomic_file import write_atomically
+from data_loaders.atomic_file import sync_folder, write_atomically
 from sat_udpdiff.config import Config, DataConfig
 from sat_udpdiff.config_io import to_values
 from sat_udpdiff.distributed import Place, node_name
@@ -122,6 +122,24 @@ class RunLog:
         self.tell(f"step {step}: {message}")
         _append(self._events, {"step": step, "kind": kind, "message": message, **facts})
 
+    def flush(self) -> None:
+        """Have the disk keep what was written so far; called before a checkpoint is published.
+
+        Otherwise a loss of power could leave a checkpoint without the lines of the steps before,
+        which a resumed run does not write again.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
+        if not self._is_main:
+            return
+        for path in (self._metrics, self._events):
+            if path.exists():
+                with naming(path), path.open("a", encoding="utf-8") as file:
+                    os.fsync(file.fileno())
+        with naming(self._metrics.parent):
+            sync_folder(self._metrics.parent)
+
     def _beat(self, write: Callable[[], None]) -> None:
         """A heartbeat that cannot be written is told of once; training is worth more."""
         try:
@@ -187,8 +205,13 @@ class RunLog:
         if self._is_main:
             self._bar.close()
         self.say_end(status)
-        if self._run is not None:
-            self._run.finish()
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.finish()
+        except Exception as error:  # what became of the training is another matter
+            self.tell(f"wandb did not end ({error}); {METRICS_FILE} is complete")
 
 
 def read_metrics(run: Path, *, kind: Literal["training", "validation"]) -> list[dict[str, Any]]:
@@ -241,8 +264,12 @@ def cut_lines(path: Path, *, step: int) -> None:
             kept.append(line + "\n")
     partial = path.with_name(path.name + ".partial")
     with naming(path):
-        partial.write_text("".join(kept), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write("".join(kept))
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
 
 
 def _postfix(values: dict[str, Any]) -> str:

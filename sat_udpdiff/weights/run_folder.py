@@ -3,8 +3,9 @@
     RUN/config.yaml  metrics.jsonl  checkpoints/step_00000100/  checkpoints/latest
 
 `training/checkpoint.py` writes them; sampling, evaluation and a resumed run read them. A resumed
-run compares every byte with SHA256SUMS; other readers look at sizes and headers, unless they ask
-for more. By hand: `sha256sum -c SHA256SUMS` in the folder of a checkpoint.
+run compares every byte with SHA256SUMS, and so does a run that is about to delete an older one;
+other readers look at sizes and headers, unless they ask for more. By hand: `sha256sum -c
+SHA256SUMS` in the folder of a checkpoint.
 """
 
 import hashlib
@@ -138,7 +139,10 @@ def open_checkpoint(folder: Path, *, verify: bool = False) -> Checkpoint:
         raise CheckpointError(f"{folder / SUMS_FILE}: does not have the files of {STATE_FILE}")
     for name, size in sizes:
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
+        try:
+            found = path.stat().st_size if path.is_file() else None
+        except OSError as error:  # of the disk: a file that is not there is none
+            raise CheckpointError(f"{path}: unreadable ({error})") from None
         if found != size:
             got = "no file" if found is None else f"{found:,} bytes"
             raise CheckpointError(f"{path}: expected {size:,} bytes, got {got}")

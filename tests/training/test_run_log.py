@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import warnings
 from dataclasses import replace
@@ -116,6 +117,44 @@ def test_wandb_is_sent_each_step_once_though_a_resume_repeats_some(tmp_path, mon
     log.write_validation({"loss": 1.0}, step=5, seconds=1.0)
     log.close("finished")
     assert sent == [(5, "data_wait_seconds"), (5, "validation/loss")]
+
+
+def test_a_wandb_that_died_changes_nothing_about_the_end(tmp_path, monkeypatch, capsys):
+    def finish():
+        raise BrokenPipeError("its process is gone")
+
+    dead = SimpleNamespace(step=0, log=lambda *_, **__: None, finish=finish)
+    monkeypatch.setattr(run_log, "_start_wandb", lambda *arguments, **options: dead)
+    config = load_config([], [f"run.output={tmp_path}", "log.wandb=online"])
+    log = RunLog(config, place=ONE, step=0)
+    log.write({**LINE, "step": 1})
+    log.close("finished")
+    assert "wandb did not end (its process is gone)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["status"] == "finished"
+
+
+def test_what_was_written_is_flushed_to_the_disk(tmp_path, monkeypatch):
+    flushed = {}
+
+    def note(file):
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        flushed[path.name] = path.read_text() if path.is_file() else None
+
+    log = RunLog(load_config([], [f"run.output={tmp_path}"]), place=ONE, step=0)
+    log.write({**LINE, "step": 1})
+    monkeypatch.setattr(os, "fsync", note)
+    log.flush()
+    assert flushed.keys() == {"metrics.jsonl", tmp_path.name}
+    log.write_event("x", step=1, kind="x")
+    log.flush()
+    log.close("stopped")
+    assert json.loads(flushed["metrics.jsonl"])["step"] == 1
+    assert json.loads(flushed["events.jsonl"])["kind"] == "x"
+    # What a resume keeps of them is there before it takes their names.
+    flushed.clear()
+    cut_lines(tmp_path / "metrics.jsonl", step=1)
+    assert json.loads(flushed["metrics.jsonl.partial"])["step"] == 1
+    assert tmp_path.name in flushed
 
 
 def test_only_the_first_rank_warns_and_others_say_who_they_are(monkeypatch, capsys):

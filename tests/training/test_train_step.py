@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -296,6 +297,30 @@ def test_bad_steps_in_a_row_stop_a_run_and_others_do_not(make_trainer, monkeypat
     assert loss is None and isinstance(other, float) and bad in events[0]["message"]
     beat = json.loads((folder / "heartbeat.json").read_text())
     assert (beat["status"], beat["step"], beat["total_steps"]) == ("finished", 5, 5)
+
+
+def test_the_lines_of_a_step_reach_the_disk_before_its_checkpoint(
+    make_trainer, monkeypatch, tmp_path
+):
+    often = ("train.steps=2", "checkpoint.every_steps=1", "log.every_steps=1")
+    trainer = make_trainer(*often, "checkpoint.asynchronous=false")
+    done, rename = [], os.rename
+
+    def note_flush(file):
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        if path.name == "metrics.jsonl":
+            lines = path.read_text().splitlines()
+            done.extend(f"line {json.loads(line)['step']}" for line in lines)
+
+    def note_rename(source, target):
+        done.append(Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(os, "rename", note_rename)
+    loop.run(trainer, data(trainer))
+    for step in (1, 2):
+        assert done.index(f"line {step}") < done.index(f"step_{step:08d}")
 
 
 def test_a_loss_that_jumps_is_told_with_its_samples(make_trainer, monkeypatch):
