@@ -105,7 +105,7 @@ class SlurmCluster:
         for node in self.nodes:
             self.start_node(node)
         wait_until(
-            lambda: self.call("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+            lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
             == ["idle"] * len(self.nodes),
             what="nodes",
             seconds=60,
