@@ -82,11 +82,11 @@ go_on_or_say_why() {
 }
 
 # Whether Slurm has told this job to make room, and nobody has cancelled it since. A signal that a
-# user sends with scancel --signal leaves PreemptTime=None.
+# user sends with scancel --signal leaves PreemptTime=None. SIGNALING is RUNNING, for a moment.
 is_preempted() {
     local facts
     facts=$(scontrol show job "$SLURM_JOB_ID") || return 1
-    [[ $facts == *JobState=RUNNING* && $facts =~ \ PreemptTime=[0-9] ]]
+    [[ $facts =~ JobState=(RUNNING|SIGNALING) && $facts =~ \ PreemptTime=[0-9] ]]
 }
 
 # The command that began this job: the environment, and what differs from the script's options.

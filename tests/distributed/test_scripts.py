@@ -154,10 +154,13 @@ def test_a_failure_after_the_signal_is_not_queued_again(play, tmp_path):
     assert not (tmp_path / "scontrol").exists()
 
 
-@pytest.mark.parametrize("status", [STOPPED, 138, 143])
-def test_a_job_that_makes_room_for_another_is_queued_again(status, play, tmp_path):
+@pytest.mark.parametrize(
+    ("status", "state"), [(STOPPED, "RUNNING"), (138, "RUNNING"), (143, "SIGNALING")]
+)
+def test_a_job_that_makes_room_for_another_is_queued_again(status, state, play, tmp_path):
     # Also without a new checkpoint: how often it has to make room is not of its own making.
-    done = play("multitask", FAKE_STATUS=str(status), FAKE_JOB=PREEMPTED)
+    facts = PREEMPTED.replace("RUNNING", state)
+    done = play("multitask", FAKE_STATUS=str(status), FAKE_JOB=facts)
     assert done.returncode == 0
     assert "Slurm takes the nodes for another job; nothing was saved in this turn" in done.stdout
     assert (tmp_path / "scontrol").read_text() == "requeue Incomplete 7\n"
