@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.slurm"))
 TRAININGS = ("multitask", "segmentation", "depth", "baseline")
 # srun saves FAKE_SAVES, if that is given, and ends with FAKE_STATUS; without one it runs until it
-# gets SIGUSR1, and ends with FAKE_END. FAKE_JOB is what scontrol knows of the job.
+# gets SIGUSR1, and ends with FAKE_END. FAKE_JOB is what scontrol knows of the job. SIGUSR1 comes to
+# the script once more while it asks to be queued again, as a preemption may bring it.
 PLAYERS = {
     "srun": 'printf "%s\\n" "$@" > "$FAKE/srun"; '
     '[ -z "$FAKE_SAVES" ] || echo "$FAKE_SAVES" > "$RUN/checkpoints/latest"; '
@@ -23,7 +24,7 @@ PLAYERS = {
     'trap \'exit "$FAKE_END"\' USR1; echo $$ > "$FAKE/pid"; while :; do sleep 0.02; done',
     "scancel": 'echo "$@" > "$FAKE/scancel"; kill -USR1 "$(cat "$FAKE/pid")"',
     "scontrol": 'if [ "$1" = show ]; then echo "$FAKE_JOB"; else echo "$@" > "$FAKE/scontrol"; '
-    'exit "$FAKE_SCONTROL"; fi',
+    'kill -USR1 $PPID; exit "$FAKE_SCONTROL"; fi',
 }
 PREEMPTED = "JobState=RUNNING PreemptEligibleTime=2026-01-01 PreemptTime=2026-01-02T03:04:05"
 NOT_PREEMPTED = "JobState=RUNNING PreemptEligibleTime=2026-01-01 PreemptTime=None"
