@@ -2,7 +2,8 @@
 
 Slurm sends SIGUSR1 before a time limit where a job asks for it, SIGTERM where it takes a job's
 machines away; a user presses Ctrl-C. The handler does nothing but note it: saving from within a
-handler would meet a step half done.
+handler would meet a step half done. Nobody answers while Python still imports: SIGUSR1 ends the
+process by its default then (status 138 in a shell).
 """
 
 import signal
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPED = 75
-"""Exit status of a run that a signal ended before `train.steps`: it has saved, and the same command
-goes on. EX_TEMPFAIL of sysexits.h: a failure that another try may cure."""
+"""Exit status of a run that a signal ended before `train.steps`: it has saved, unless no step was
+done, and the same command goes on. EX_TEMPFAIL of sysexits.h: a failure that another try may cure.
+"""
 
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -20,7 +22,7 @@ _NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Whether a signal has asked to stop.
 
-    As a context manager it answers SIGUSR1 from the start of the program on: before the first step
+    As a context manager it answers SIGUSR1 from its entry on: before the first step
     there is nothing to save, and the program ends at once with `STOPPED`; after the last step there
     is nothing to stop. SIGTERM and Ctrl-C end the program as any other then.
     """

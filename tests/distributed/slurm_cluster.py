@@ -55,6 +55,8 @@ SlurmdParameters=config_overrides
 KillWait=10
 MinJobAge=3600
 PropagateResourceLimits=NONE
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 """
 
 
@@ -79,7 +81,10 @@ def wait_until(is_true: Callable[[], object], *, what: str, seconds: float = 300
 
 
 class SlurmCluster:
-    """Daemons of a cluster of `node1`, `node2`, ..., with eight GPUs each that are none."""
+    """Daemons of a cluster of `node1`, `node2`, ..., with eight GPUs each that are none.
+
+    Jobs of the partition `urgent` take the nodes of those of `main`, which get two minutes' grace.
+    """
 
     def __init__(self, folder: Path, *, nodes: int, cpus: int) -> None:
         self.folder = folder
@@ -105,7 +110,7 @@ class SlurmCluster:
         for node in self.nodes:
             self.start_node(node)
         wait_until(
-            lambda: self.call("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+            lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
             == ["idle"] * len(self.nodes),
             what="nodes",
             seconds=60,
@@ -230,7 +235,9 @@ class SlurmCluster:
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={of_node} "
                 f"CPUs={self._cpus} RealMemory=1000000 Gres=gpu:{GPUS}\n"
             )
-        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE\n"
+        everywhere = f"Nodes={','.join(self.nodes)} MaxTime=INFINITE"
+        text += f"PartitionName=main {everywhere} Default=YES PriorityTier=1 GraceTime=120\n"
+        text += f"PartitionName=urgent {everywhere} PriorityTier=2 PreemptMode=OFF\n"
         (self.folder / "slurm.conf").write_text(text)
         # Slurm counts devices that are there; nobody opens these.
         for number in range(GPUS):
@@ -239,7 +246,10 @@ class SlurmCluster:
         (self.folder / "gres.conf").write_text(f"Name=gpu File={devices}\n")
 
 
-_PASSING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "STOPPED", "SUSPENDED")
+_PASSING = (
+    "PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED", "STOPPED",
+    "SUSPENDED",
+)  # fmt: skip
 
 
 def _read(log: Path) -> str:

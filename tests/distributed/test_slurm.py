@@ -1,4 +1,4 @@
-"""Real jobs on a throw-away cluster: time limit, a node that fails, an array, srun with PMIx."""
+"""Real jobs on a throw-away cluster: time limit, preemption, a lost node, an array, PMIx."""
 
 import json
 import os
@@ -18,8 +18,15 @@ SEEN = ("step", "loss", "grad_norm", "lr", "samples_seen", "loss_t_quartile_1")
 STEPS = 12
 SETTINGS = (
     *(f"train.steps={STEPS}", "train.micro_batch_size=1", "model.num_layers=1"),
-    *("data.num_workers=0", "ema.enabled=false", "checkpoint.every_steps=5"),
+    *("data.num_workers=1", "ema.enabled=false", "checkpoint.every_steps=5"),
 )
+# Plays a rank without importing anything: it saves and ends when it is asked to.
+RANK = """#!/bin/bash
+trap 'echo "turn_${SLURM_RESTART_COUNT:-0}" > "$RUN/checkpoints/latest"; exit 75' TERM
+mkdir -p "$RUN/checkpoints"
+echo "turn ${SLURM_RESTART_COUNT:-0}" >> "$RUN/turns"
+while :; do sleep 0.05; done
+"""
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +177,8 @@ def test_time_limit_and_lost_node_leave_the_run_as_it_was(unbroken, cluster, sma
     stopped = re.search(r"stopped by a signal after step (\d+) and saved", job.text())
     assert stopped is not None, job.text()
     assert 2 <= int(stopped[1]) < 5, "between two checkpoints that are due anyway"
-    assert "asking Slurm to queue the job again" in job.text()
+    saved = f"saved as step_{int(stopped[1]):08d}"
+    assert f"stopped by SIGUSR1; {saved}; asking Slurm to queue the job again" in job.text()
     # A job that is queued again keeps its time limit.
     cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=1440")
 
@@ -190,6 +198,48 @@ def test_time_limit_and_lost_node_leave_the_run_as_it_was(unbroken, cluster, sma
     # Of the steps after the last checkpoint nothing is left but their cost.
     assert "resuming after step 5" in job.text()
     assert job.metrics() == unbroken.metrics()
+
+
+def test_a_job_that_makes_room_goes_on_and_one_that_its_user_ends_does_not(cluster, tmp_path):
+    rank, run, log = tmp_path / "rank", tmp_path / "run", tmp_path / "log"
+    rank.write_text(RANK)
+    rank.chmod(0o755)
+    options = ("--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=1", f"--output={log}")
+    given = {"SHARDS": "/s", "RUN": str(run), "PYTHON": str(rank)}
+
+    def begin() -> str:
+        words = ("sbatch", "--parsable", *options, str(ROOT / "launch/multitask.slurm"))
+        return cluster.call(*words, **given).strip()
+
+    def wait_for_turns(count: int) -> None:
+        turns = run / "turns"
+        wait_until(
+            lambda: turns.exists() and len(turns.read_text().splitlines()) == count,
+            what=log.read_text() if log.exists() else f"turn {count}",
+        )
+
+    number = begin()
+    wait_for_turns(1)
+    urgent = ("--nodes=2", "--gpus-per-node=8", "--output=/dev/null", "--wrap=sleep 1")
+    other = cluster.call("sbatch", "--parsable", "--partition=urgent", *urgent).strip()
+    cluster.wait_for(number, "PENDING", log=log)
+    assert "Slurm takes the nodes for another job; saved as turn_0; asking" in log.read_text()
+    cluster.wait_for(other, "COMPLETED", log=log)
+    cluster.release(number)
+    wait_for_turns(2)
+    # What made room once is not taken to do so again.
+    cluster.call("scancel", "--signal=TERM", number)
+    cluster.wait_for(number, "FAILED", log=log)
+    assert "a signal that Slurm knows nothing of ended the step (status 75)" in log.read_text()
+    assert "saved as turn_1. Not queued again" in log.read_text()
+
+    number = begin()
+    wait_for_turns(3)
+    cluster.call("scancel", number)
+    cluster.wait_for(number, "CANCELLED", log=log)
+    wait_until(lambda: not cluster.tasks(), what="the last words of the job")
+    assert cluster.job(number)["JobState"] == "CANCELLED"
+    assert log.read_text().count("asking Slurm to queue") == 1
 
 
 @pytest.mark.slow
