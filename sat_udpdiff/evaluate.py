@@ -54,7 +54,7 @@ from sat_udpdiff.weights.find import find_weights, is_on_hub
 SAMPLES, FEATURES, SETTINGS = "samples", "features", "evaluation.yaml"
 RESULTS, TABLE, TIMES, VBENCH = "results.json", "table.md", "times.md", "vbench"
 """Names in the output."""
-_MINUTES_OF_WAITING = 24 * 60
+_MINUTES_OF_WAITING = 24.0 * 60
 """For the process that samples longest."""
 _SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 
