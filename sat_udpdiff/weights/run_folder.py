@@ -108,7 +108,7 @@ def all_damaged(run: Path, *, count: int) -> CheckpointError:
     """The error of a run none of whose checkpoints can be read."""
     return CheckpointError(
         f"{run / CHECKPOINTS}: all {count} checkpoints are damaged; "
-        "move the folder away to start from the beginning"
+        f"move {run} away to start from the beginning"
     )
 
 
