@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.stats import wasserstein_distance
 
 from sat_udpdiff.config import Task
 from sat_udpdiff.evaluation.measure import (
@@ -53,6 +52,9 @@ class EntityCounts(Measure):
                 f"entities: expected samples and reference clips with entity ids, got "
                 f"{len(features)} and {len(references)}"
             )
+        # Here, for it takes a second of the start of every program.
+        from scipy.stats import wasserstein_distance
+
         counts, real = _counts(features), _counts(references)
         return [
             Score(

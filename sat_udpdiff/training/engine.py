@@ -5,6 +5,7 @@ tensors by parameter name, whatever the ZeRO stage and the number of ranks.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -270,9 +271,26 @@ def _import_deepspeed(place: Place) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    _import_muon()
     if place.device.type == "cpu":
         from deepspeed.ops import __compatible_ops__
 
         # A collective for shared memory that would be compiled at the first start (half a minute).
         __compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Import an optimizer that ZeRO looks for in every run, without the functions it compiles.
+
+    Nothing here uses it, and `torch.compile` takes a second of every start before it compiles.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_functions = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        with contextlib.suppress(ImportError):  # releases before it
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_functions
