@@ -106,7 +106,8 @@ def loop(
     for number in range(1, options.steps + 1):
         step()
         saver.poll()
-        if mode != "none" and number % options.every == 0:
+        # None in the last step, whose save a training waits for either way.
+        if mode != "none" and number % options.every == 0 and number < options.steps:
             begun, target = time.perf_counter(), step_folder(run, step=number)
             saver.save(engine, ema=ema, state=TrainState(step=number))
         if begun and target.exists():
@@ -126,7 +127,7 @@ def compare_saves(folder: Path, *, engine: MadeUpEngine, options: argparse.Names
         "the cores compute": computing(options.step_seconds),
         "the cores are idle": lambda: time.sleep(options.step_seconds),
     }
-    saves = options.steps // options.every
+    saves = (options.steps - 1) // options.every
     print(
         "| while | save | stall, s | of synchronous | until it counts, s |\n|---|---|---|---|---|"
     )
