@@ -63,6 +63,9 @@ def _verdict(outcome: Outcome) -> str:
     machine, config = outcome.situation.machine, outcome.situation.config
     room = machine.memory - outcome.memory.total
     where = f"{config.model.family} on {machine.gpus} x {machine.gpu}"
+    if machine.cluster is not None and machine.cluster.nodes > 1:
+        nodes = machine.cluster.nodes  # as --gpus counts those of all together
+        where += f" ({nodes} nodes of {machine.gpus // nodes})"
     peak = f"{outcome.memory.total / 1e9:.1f} of {machine.memory / 1e9:g} GB"
     if outcome.fits:
         return f"{where}: fits, {peak} per GPU, {room / 1e9:.1f} GB to spare"

@@ -41,7 +41,7 @@ def test_four_nodes_on_ten_gigabits_by_hand(capsys):
     words = ("--nodes", "4", "--network", "10gbe", "--disk", "2")
     status, text, _ = call(capsys, *words, base=LARGE)
     assert status == 0
-    assert text.splitlines()[0].startswith("5b on 32 x a100: fits")
+    assert text.splitlines()[0].startswith("5b on 32 x a100 (4 nodes of 8): fits")
     found = section(text)
     assert "10gbe, 10 Gbit/s of a node; 300 GB/s of a GPU within its node; 80%* of both" in found
     assert "all-reduce of 11.14 GB: gradients, bf16; beside the backward pass" in found
