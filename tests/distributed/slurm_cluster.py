@@ -91,10 +91,10 @@ class SlurmCluster:
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self._cpus = cpus
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
-        for key in [key for key in self.environment if key.startswith(("SLURM_", "SBATCH_"))]:
-            if key != "SLURM_CONF":
-                del self.environment[key]
+        # Without the ranks, too, that tests of one process leave behind: jobs inherit all.
+        of_others = re.compile(r"(SLURM|SBATCH)_.*|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT)")
+        own = {key: value for key, value in os.environ.items() if not of_others.fullmatch(key)}
+        self.environment = own | {"PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
         """Bring all daemons up, and wait for the nodes."""
