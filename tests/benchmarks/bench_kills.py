@@ -77,7 +77,7 @@ def table(kills: Sequence[Row]) -> str:
         "both ranks": lambda kill: len(kill["victims"]) == 2,
         "while a checkpoint was being saved": lambda kill: kill["was_saving"],
         "no step further than the start before": lambda kill: kill["kept"] == kill["resumed"],
-        "before the ranks had met": lambda kill: kill["was_before_meeting"],
+        "before the first step": lambda kill: kill["was_starting"],
     }
     lines = [
         "| kills | number | steps lost, mean | worst | other rank's end, s, median | worst |",
@@ -89,7 +89,7 @@ def table(kills: Sequence[Row]) -> str:
         others = [
             kill["others_seconds"]
             for kill in chosen
-            if len(kill["victims"]) == 1 and not kill["was_before_meeting"]
+            if len(kill["victims"]) == 1 and not kill["was_starting"]
         ]
         steps = f"{statistics.mean(lost(chosen)):.2f} | {max(lost(chosen))}" if chosen else " | "
         ends = f"{statistics.median(others):.2f} | {max(others):.2f}" if others else " | "

@@ -33,8 +33,8 @@ PATIENCE = 120.0
 _WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 _TIMED = re.compile("second|rank_lag")
 """Names of what no two runs have alike."""
-_MET = b"m"
-"""What a rank writes when it has met the others; its number is written before a file operation."""
+_BEGUN = b"m"
+"""What a rank writes when its steps begin; its number is written before a file operation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +77,9 @@ class Kill:
     victims: tuple[int, ...]
     seconds: float
     """After the start."""
-    was_before_meeting: bool
-    """The ranks had not heard of each other; a launcher ends the others then, and so do we: they
-    would wait for the timeout of the process group."""
+    was_starting: bool
+    """Before the first step. A launcher ends the others then, and so do we: while process groups
+    are made, they may wait for the timeout of these."""
     was_saving: bool
     """A checkpoint was begun and not yet the latest, or an old one half deleted."""
     resumed: int
@@ -141,8 +141,8 @@ class Start:
         self.words = b""
         """What the processes said of themselves."""
         self.has_hung = False
-        self.num_met = 0
-        """Ranks that had found the others when the first was killed, or ever."""
+        self.num_begun = 0
+        """Ranks whose steps had begun when the first was killed, or ever."""
         self._ear, mouth = os.pipe()
         os.set_blocking(self._ear, False)
         with socket.socket() as probe:
@@ -156,7 +156,7 @@ class Start:
                 same = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
                 own = {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 os.environ |= same | own
-                _tell_of_meeting(mouth)
+                _tell_of_steps(mouth)
                 is_first = strike.victims[:1] == (rank,)
                 _watch_saves(mouth, rank=rank, last=strike.operation if is_first else 0)
                 _set_clock(clock_jump)
@@ -179,7 +179,7 @@ class Start:
             time.sleep(0.003)
         self._listen()
         if self.struck is None:
-            self.num_met = self.words.count(_MET)
+            self.num_begun = self.words.count(_BEGUN)
         os.close(self._ear)
 
     def operations(self, rank: int) -> int:
@@ -212,8 +212,8 @@ class Start:
     def _note_strike(self, moment: float) -> None:
         self.struck = moment
         self._listen()
-        self.num_met = self.words.count(_MET)
-        if self.num_met < len(self.ranks):
+        self.num_begun = self.words.count(_BEGUN)
+        if self.num_begun < len(self.ranks):
             self._kill(self._alive())
 
     def _kill(self, ranks: tuple[int, ...] | list[int]) -> None:
@@ -222,15 +222,15 @@ class Start:
                 os.kill(self.process_of(rank), signal.SIGKILL)
 
 
-def _tell_of_meeting(mouth: int) -> None:
-    """Tell when a rank has heard a first word of all others, and begins its work."""
-    work = train.train
+def _tell_of_steps(mouth: int) -> None:
+    """Tell when all is there that a rank needs of the others, and its steps begin."""
+    work = train.run
 
-    def tell_and_work(config: Any, **settings: Any) -> bool:
-        os.write(mouth, _MET)
-        return work(config, **settings)
+    def tell_and_work(*arguments: Any, **settings: Any) -> bool:
+        os.write(mouth, _BEGUN)
+        return work(*arguments, **settings)
 
-    train.train = tell_and_work
+    train.run = tell_and_work
 
 
 def _watch_saves(mouth: int, *, rank: int, last: int) -> None:
@@ -306,7 +306,7 @@ class Trial:
                 kind=strike.kind,
                 victims=strike.victims,
                 seconds=round(start.struck - start.begin, 3),
-                was_before_meeting=start.num_met < self._plan.ranks,
+                was_starting=start.num_begun < self._plan.ranks,
                 was_saving=bool(_unfinished(run) - before),
                 resumed=resumed,
                 done=max(resumed, beat["step"]) if is_own else resumed,
