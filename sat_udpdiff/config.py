@@ -392,8 +392,9 @@ class RunConfig:
     machines that are meant to differ."""
     hang_minutes: float = 20.0
     """Without a finished step for so long every rank prints its stack and the run ends, so that it
-    can be started again; longer than the slowest step and save. 0 = never. Validation is left out;
-    ranks wait for each other for 10 minutes more than this."""
+    can be started again; longer than the slowest step and save, and, at the start, than reading a
+    checkpoint and building the network take. 0 = never. Encoders and validation are left out; ranks
+    wait for each other for 10 minutes more than this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

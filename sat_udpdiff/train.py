@@ -33,6 +33,7 @@ from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan import dry_run_report, machine, plan_report
 from sat_udpdiff.training import ranks
 from sat_udpdiff.training.checkpoint_files import clear_staging
+from sat_udpdiff.training.hang_watch import HangWatch
 from sat_udpdiff.training.loop import RESUME, Trainer, TrainingError, run
 from sat_udpdiff.training.preflight import preflight
 from sat_udpdiff.training.run_lock import RunLock, hold
@@ -90,10 +91,11 @@ def start(config: Config, *, stop: StopRequest) -> int:
     try:
         check_device(config, device=place.device.type)
         config = keep_global_batch(config, processes=place.world_size)
-        with hold(Path(config.run.output), place=place, tell=say) as lock:
-            is_done = train(config, place=place, stop=stop, lock=lock)
-        # No rank ends while another is at work: launchers end all when the first one is gone.
-        ranks.wait_for_all(place=place)
+        with HangWatch(minutes=config.run.hang_minutes, place=place) as hang:
+            with hold(Path(config.run.output), place=place, tell=say) as lock:
+                is_done = train(config, place=place, stop=stop, lock=lock, hang=hang)
+            # No rank ends while another is at work: launchers end all when the first one is gone.
+            ranks.wait_for_all(place=place)
     except (ValueError, OSError, TrainingError):
         raise
     except Exception as error:
@@ -123,7 +125,9 @@ def show_plan(config: Config, *, options: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
-def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | None) -> bool:
+def train(
+    config: Config, *, place: Place, stop: StopRequest, lock: RunLock | None, hang: HangWatch
+) -> bool:
     """One run, from where it stands to its end; returns whether all steps are done.
 
     `lock` holds its folder, on the first rank.
@@ -135,6 +139,7 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
         clear_staging(output / CHECKPOINTS, tell=say)
     if config.run.preflight:
         preflight(config, place=place)
+    hang.renew()
     resume_point = find_resume_point(config, place=place)
     check_weights(config, place=place, resume_point=resume_point)
     first = resume_point.content["state"]["samples_seen"] if resume_point else 0
@@ -145,9 +150,11 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
         start=first,
         device=place.device,
     )
-    encoders = load_encoders(config, device=place.device)
-    validation = make_validation(config, encoders=encoders, place=place)
+    with hang.paused():  # for as long as downloads, and the encoding of held-out clips, may take
+        encoders = load_encoders(config, device=place.device)
+        validation = make_validation(config, encoders=encoders, place=place)
     engine = build_engine(config, place=place, resume_point=resume_point)
+    hang.renew()
     state, ema = restore_or_start(engine, config=config, resume_point=resume_point)
     # A start that fails leaves nothing behind.
     if place.is_main:
@@ -164,7 +171,9 @@ def train(config: Config, *, place: Place, stop: StopRequest, lock: RunLock | No
         ema=ema,
         stop=stop,
         lock=lock,
+        hang=hang,
     )
+    hang.renew()
     with data:
         return run(trainer, data, validate=validation)
 

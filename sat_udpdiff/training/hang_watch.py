@@ -26,27 +26,28 @@ _WITHOUT_US_SECONDS = 60.0
 
 
 class HangWatch:
-    """Ends the process when no step is finished for too long; a context manager.
+    """Ends the process when nothing is finished for too long; a context manager.
 
     Args:
-        minutes: Without `beat`; 0 = never.
+        minutes: Without `beat` or `renew`; 0 = never.
         place: Of this rank, for the message.
-        last_words: Called when the stacks are out. It has ten seconds, in a thread of its own: a
-            disk may be what hangs.
     """
 
-    def __init__(
-        self, *, minutes: float, place: Place, last_words: Callable[[], None] = lambda: None
-    ) -> None:
-        self._seconds, self._place, self._last_words = 60 * minutes, place, last_words
+    last_words: Callable[[], None]
+    """Called when the stacks are out. It has ten seconds, in a thread of its own: a disk may be
+    what hangs."""
+
+    def __init__(self, *, minutes: float, place: Place) -> None:
+        self._seconds, self._place = 60 * minutes, place
+        self.last_words = lambda: None
         self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
         self._is_over = threading.Event()
         self._is_paused = self._has_told = False
         self._since, self._steps = time.monotonic(), 0
 
     def __enter__(self) -> "HangWatch":
+        self.renew()
         if self._seconds:
-            self._arm()
             self._thread.start()
         return self
 
@@ -61,7 +62,7 @@ class HangWatch:
     def beat(self) -> None:
         """A step is done."""
         self._steps += 1
-        self._arm()
+        self.renew()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -71,10 +72,11 @@ class HangWatch:
         try:
             yield
         finally:
-            self._arm()
+            self.renew()
             self._is_paused = False
 
-    def _arm(self) -> None:
+    def renew(self) -> None:
+        """A part of the start is done: what comes next has all the time again."""
         self._since = time.monotonic()
         if self._seconds:
             # Code that hangs without giving up the interpreter stops our thread as well.
@@ -99,7 +101,7 @@ class HangWatch:
         # In one piece, and each line with its rank: all ranks write to one log at the same time.
         lines = [f"[rank {self._place.rank}] {line}\n" for line in _stacks().splitlines()]
         os.write(_STDERR, "".join([message, *lines]).encode())
-        threading.Thread(target=self._last_words, name="last words", daemon=True).start()
+        threading.Thread(target=self.last_words, name="last words", daemon=True).start()
         if not self._is_over.wait(_LATER_SECONDS):
             os._exit(HUNG)
 

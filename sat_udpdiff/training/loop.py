@@ -69,6 +69,8 @@ class Trainer:
     lock: RunLock | None = None
     """On the first rank: that the run folder is this run's, which no checkpoint is made without."""
     stop: StopRequest = field(default_factory=StopRequest)
+    hang: HangWatch | None = None
+    """Entered; None = a run that stands still does so for ever."""
     forward_clock: ForwardClock = field(init=False)
     spikes: SpikeWatch = field(init=False)
 
@@ -224,7 +226,7 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     """Train to `train.steps`, or to the end of the step in which a signal asks to stop.
 
     SIGTERM, SIGUSR1 (a time limit, a preemption) and Ctrl-C save and return. A run that stands
-    still for `run.hang_minutes` ends the process, with the stack of every rank.
+    still for longer than `trainer.hang` allows ends the process, with the stack of every rank.
 
     Args:
         trainer: Restored to where the run stands.
@@ -245,17 +247,12 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
     timed, watch = TimedBatches(batches), Stopwatch()
     log = RunLog(config, place=trainer.place, step=state.step)
     status: Status = "failed"
+    hang = trainer.hang or HangWatch(minutes=0.0, place=trainer.place)
     guard = trainer.lock.check if trainer.lock else lambda: None
     saver = Saver(config, place=trainer.place, guard=guard, tell=log.tell)
     try:
-        with (
-            trainer.stop.noted(),
-            HangWatch(
-                minutes=config.run.hang_minutes,
-                place=trainer.place,
-                last_words=lambda: log.say_end("hung"),
-            ) as hang,
-        ):
+        hang.last_words = lambda: log.say_end("hung")
+        with trainer.stop.noted():
             while True:
                 if validate is not None and _is_validation_due(trainer, log=log):
                     with hang.paused():

@@ -31,6 +31,7 @@ SETTINGS = (
     *(f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "checkpoint.keep_last=2"),
     *("train.micro_batch_size=1", "model.num_layers=1", "model.hidden_size=96"),
     *("init.weights=null", "ema.enabled=true", "log.every_steps=1", "log.heartbeat_seconds=0"),
+    "run.hang_minutes=0.75",
 )
 Row = dict[str, Any]
 
@@ -77,7 +78,8 @@ def table(kills: Sequence[Row]) -> str:
         "both ranks": lambda kill: len(kill["victims"]) == 2,
         "while a checkpoint was being saved": lambda kill: kill["was_saving"],
         "no step further than the start before": lambda kill: kill["kept"] == kill["resumed"],
-        "before the first step": lambda kill: kill["was_starting"],
+        "before the ranks had met": lambda kill: kill["was_before_meeting"],
+        "later, and before the first step": lambda kill: kill["was_starting"],
     }
     lines = [
         "| kills | number | steps lost, mean | worst | other rank's end, s, median | worst |",
@@ -89,7 +91,7 @@ def table(kills: Sequence[Row]) -> str:
         others = [
             kill["others_seconds"]
             for kill in chosen
-            if len(kill["victims"]) == 1 and not kill["was_starting"]
+            if len(kill["victims"]) == 1 and not kill["was_before_meeting"]
         ]
         steps = f"{statistics.mean(lost(chosen)):.2f} | {max(lost(chosen))}" if chosen else " | "
         ends = f"{statistics.median(others):.2f} | {max(others):.2f}" if others else " | "

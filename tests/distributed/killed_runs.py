@@ -25,6 +25,7 @@ from typing import Any
 
 from sat_udpdiff import train
 from sat_udpdiff.training.checkpoint_files import STAGING
+from sat_udpdiff.training.hang_watch import HUNG
 from sat_udpdiff.weights.run_folder import find_latest, step_folders
 from tests.parallel.forked_runs import be_rank, import_for
 
@@ -33,8 +34,9 @@ PATIENCE = 120.0
 _WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 _TIMED = re.compile("second|rank_lag")
 """Names of what no two runs have alike."""
-_BEGUN = b"m"
-"""What a rank writes when its steps begin; its number is written before a file operation."""
+_MET, _BEGUN = b"m", b"b"
+"""What a rank writes when it has met the others, and when its steps begin; its number is written
+before a file operation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +79,12 @@ class Kill:
     victims: tuple[int, ...]
     seconds: float
     """After the start."""
+    was_before_meeting: bool
+    """The ranks had not heard of each other; a launcher ends the others then, and so do we: they
+    would wait for the timeout of the process group."""
     was_starting: bool
-    """Before the first step. A launcher ends the others then, and so do we: while process groups
-    are made, they may wait for the timeout of these."""
+    """They had, and their steps had not begun. Process groups are made there, in which a rank may
+    wait for one that is gone; the hang watch ends it, `run.hang_minutes` later."""
     was_saving: bool
     """A checkpoint was begun and not yet the latest, or an old one half deleted."""
     resumed: int
@@ -141,8 +146,10 @@ class Start:
         self.words = b""
         """What the processes said of themselves."""
         self.has_hung = False
+        self.num_met = 0
+        """Ranks that had found the others when the first was killed, or ever."""
         self.num_begun = 0
-        """Ranks whose steps had begun when the first was killed, or ever."""
+        """Ranks whose steps had begun, likewise."""
         self._ear, mouth = os.pipe()
         os.set_blocking(self._ear, False)
         with socket.socket() as probe:
@@ -156,7 +163,8 @@ class Start:
                 same = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
                 own = {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 os.environ |= same | own
-                _tell_of_steps(mouth)
+                _tell_of(mouth, "train", word=_MET)
+                _tell_of(mouth, "run", word=_BEGUN)
                 is_first = strike.victims[:1] == (rank,)
                 _watch_saves(mouth, rank=rank, last=strike.operation if is_first else 0)
                 _set_clock(clock_jump)
@@ -179,7 +187,7 @@ class Start:
             time.sleep(0.003)
         self._listen()
         if self.struck is None:
-            self.num_begun = self.words.count(_BEGUN)
+            self._count()
         os.close(self._ear)
 
     def operations(self, rank: int) -> int:
@@ -212,9 +220,12 @@ class Start:
     def _note_strike(self, moment: float) -> None:
         self.struck = moment
         self._listen()
-        self.num_begun = self.words.count(_BEGUN)
-        if self.num_begun < len(self.ranks):
+        self._count()
+        if self.num_met < len(self.ranks):
             self._kill(self._alive())
+
+    def _count(self) -> None:
+        self.num_met, self.num_begun = self.words.count(_MET), self.words.count(_BEGUN)
 
     def _kill(self, ranks: tuple[int, ...] | list[int]) -> None:
         for rank in ranks:
@@ -222,15 +233,15 @@ class Start:
                 os.kill(self.process_of(rank), signal.SIGKILL)
 
 
-def _tell_of_steps(mouth: int) -> None:
-    """Tell when all is there that a rank needs of the others, and its steps begin."""
-    work = train.run
+def _tell_of(mouth: int, name: str, *, word: bytes) -> None:
+    """Write `word` when a rank comes to the function `name` of train.py."""
+    work = getattr(train, name)
 
     def tell_and_work(*arguments: Any, **settings: Any) -> bool:
-        os.write(mouth, _BEGUN)
+        os.write(mouth, word)
         return work(*arguments, **settings)
 
-    train.run = tell_and_work
+    setattr(train, name, tell_and_work)
 
 
 def _watch_saves(mouth: int, *, rank: int, last: int) -> None:
@@ -306,7 +317,8 @@ class Trial:
                 kind=strike.kind,
                 victims=strike.victims,
                 seconds=round(start.struck - start.begin, 3),
-                was_starting=start.num_begun < self._plan.ranks,
+                was_before_meeting=start.num_met < self._plan.ranks,
+                was_starting=start.num_met == self._plan.ranks > start.num_begun,
                 was_saving=bool(_unfinished(run) - before),
                 resumed=resumed,
                 done=max(resumed, beat["step"]) if is_own else resumed,
@@ -354,6 +366,8 @@ def _faults(start: Start, *, logs: Path) -> list[str]:
     for rank, (status, _) in start.ends.items():
         text = (logs / f"rank{rank}").read_text() if (logs / f"rank{rank}").exists() else ""
         may = {0} if start.struck is None else {0, 1, -signal.SIGKILL}
+        if start.struck is not None and start.num_begun < len(start.ranks):
+            may |= {HUNG}
         if status not in may or "Traceback" in text:
             faults.append(f"rank {rank} ended with {status}: {text}")
     return faults

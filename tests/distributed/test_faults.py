@@ -14,8 +14,9 @@ import pytest
 
 from sat_udpdiff.training.hang_watch import HUNG
 
-# train.py, whose second rank meets its end at the batch of its third step. The ranks of all faults
-# are forks of one process that has imported everything; nobody ends one for another.
+# train.py, whose second rank meets its end at the batch of its third step, or as it would build its
+# network. The ranks of all faults are forks of one process that has imported everything; nobody ends
+# one for another.
 PROGRAM = """
 import importlib, json, os, signal, sys, time
 from pathlib import Path
@@ -39,7 +40,13 @@ def call(fault, words):
             raise KeyError("a fault of the test")
         return take(batches)
 
-    loop.TimedBatches.__next__ = a_place_to_stand_at
+    def a_place_to_wait_at(*_, **__):
+        time.sleep(10_000)
+
+    if fault != "hang early":
+        loop.TimedBatches.__next__ = a_place_to_stand_at
+    elif os.environ["RANK"] == "1":
+        train.build_engine = a_place_to_wait_at
     return train.main(words)
 
 children = {}
@@ -63,7 +70,7 @@ SETTINGS = (
     *("ema.enabled=false", "checkpoint.every_steps=2", "checkpoint.asynchronous=false"),
     "log.heartbeat_seconds=0",
 )
-FAULTS = ("hang", "raise", "kill")
+FAULTS = ("hang", "raise", "kill", "hang early")
 Told = dict[str, list[tuple[int, str]]]
 
 
@@ -80,7 +87,7 @@ def told(runs, small_world, user_env) -> Told:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        minutes = "run.hang_minutes=0.5" if fault == "hang" else "run.hang_minutes=8"
+        minutes = "run.hang_minutes=0.5" if "hang" in fault else "run.hang_minutes=8"
         words = small_world.train_command(runs / fault, *SETTINGS, minutes)[1:]
         logs = [str(runs / f"{fault}{rank}.log") for rank in (0, 1)]
         cases.append({"fault": fault, "port": port, "words": words, "logs": logs})
@@ -104,7 +111,7 @@ def told(runs, small_world, user_env) -> Told:
 
 
 @pytest.mark.usefixtures("told")
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS[:3])
 def test_what_was_saved_before_is_whole(fault, runs):
     assert (runs / fault / "checkpoints/latest").read_text() == "step_00000002\n"
     # The first rank says what became of the run, whichever rank it was.
@@ -123,6 +130,14 @@ def test_a_rank_that_hangs_is_found_by_the_stacks_of_all(told):
     assert "in a_place_to_stand_at" in of_second and "in all_reduce" not in of_second
     assert re.search(r"^\[rank 1\]   File .* in a_place_to_stand_at$", of_second, re.MULTILINE)
     assert of_second.count("no step was done") == 1
+
+
+def test_a_rank_that_hangs_before_the_first_step_is_found_too(told, runs):
+    (first, of_first), (second, of_second) = told["hang early"]
+    assert (first, second) == (HUNG, HUNG)
+    assert "no step was done for 0.5 minutes (run.hang_minutes=0.5), 0 were before" in of_first
+    assert "in build_engine" in of_first and "in a_place_to_wait_at" in of_second
+    assert not (runs / "hang early" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ STEPS, EVERY = 8, 2
 SETTINGS = (
     *(f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "checkpoint.keep_last=2"),
     *("train.micro_batch_size=1", "model.num_layers=1", "data.num_workers=0"),
+    "run.hang_minutes=0.75",
     "log.heartbeat_seconds=0",  # by which it is seen how far a start came
 )
 

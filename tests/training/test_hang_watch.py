@@ -37,7 +37,8 @@ def test_work_of_unknown_length_is_left_alone_and_watched_again_afterwards(has_e
 
 def test_once_it_has_told_a_lost_rank_is_no_other_end(monkeypatch, capfd):
     told, statuses = threading.Event(), []
-    watch = HangWatch(minutes=SOON, place=PLACE, last_words=told.set)
+    watch = HangWatch(minutes=SOON, place=PLACE)
+    watch.last_words = told.set
 
     def end(status: int) -> None:
         statuses.append(status)
@@ -57,7 +58,9 @@ def test_once_it_has_told_a_lost_rank_is_no_other_end(monkeypatch, capfd):
 def test_work_that_ends_after_all_is_left_to_end(monkeypatch, capfd):
     told = threading.Event()
     monkeypatch.setattr("os._exit", lambda status: pytest.fail("ended"))
-    with HangWatch(minutes=SOON, place=PLACE, last_words=told.set):
+    watch = HangWatch(minutes=SOON, place=PLACE)
+    watch.last_words = told.set
+    with watch:
         assert told.wait(60)
     assert "no step was done" in capfd.readouterr().err
 
