@@ -176,21 +176,23 @@ def tell_end(message: str) -> None:
     A rank other than the first begins its line with its name. The first one, which the others ask
     through its store, waits for them a moment.
     """
-    own = ""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    rank, world_size = 0, 1
+    if dist.is_initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        if rank:
-            time.sleep(_FIRST_WORD_SECONDS)
-        if not _is_new(message) and rank:
-            return
-        own = f"[rank {rank} of {world_size} on {node_name()}] " if rank else ""
-    sys.stderr.write(f"{own}{message}\n")
-    if dist.is_initialized() and dist.get_world_size() > 1 and dist.get_rank() == 0:
+    if world_size == 1:
+        sys.stderr.write(f"{message}\n")
+    elif rank == 0:
+        _come_with(message)
+        sys.stderr.write(f"{message}\n")
         _wait_for_the_others(message)
+    else:
+        time.sleep(_FIRST_WORD_SECONDS)
+        if _come_with(message):
+            sys.stderr.write(f"[rank {rank} of {world_size} on {node_name()}] {message}\n")
 
 
-def _is_new(message: str) -> bool:
-    """Whether this rank is the first to come with it; True where the store is gone."""
+def _come_with(message: str) -> bool:
+    """Tell the store; whether this rank is the first to come with it, True where it is gone."""
     try:
         return _store().add(_key(message), 1) == 1
     except RuntimeError:

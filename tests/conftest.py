@@ -79,23 +79,12 @@ def shared_clips() -> Path:
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
-    from diffusers import AutoencoderKLCogVideoX
-
     from data_loaders.shards import write_shards
     from data_loaders.synthetic import WorldConfig, make_clip
+    from tests.small_codec import small_vae
 
     folder = tmp_path_factory.mktemp("small_world")
-    torch.manual_seed(0)
-    codec = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_height=32,
-        sample_width=48,
-    )
+    codec = small_vae()
     codec.save_pretrained(folder / "codec")
     world = WorldConfig(frames=9, height=32, width=48, world="simple")
     write_shards((make_clip(i, seed=0, config=world) for i in range(12)), folder / "shards")

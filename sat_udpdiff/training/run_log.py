@@ -57,11 +57,10 @@ class RunLog:
             return
         output = Path(config.run.output)
         self._metrics, self._events = output / METRICS_FILE, output / EVENTS_FILE
-        for path in (self._metrics, self._events):
-            cut_lines(path, step=step)
-        if self._metrics.exists():
-            steps = [line["step"] for line in read_metrics(output, kind="validation")]
-            self.validated_step = max(steps, default=0)
+        kept = cut_lines(self._metrics, step=step)
+        cut_lines(self._events, step=step)
+        steps = [line["step"] for line in kept if line.get("kind") == VALIDATION]
+        self.validated_step = max(steps, default=0)
         self._heartbeat = Heartbeat(
             output,
             total_steps=config.train.steps,
@@ -250,26 +249,33 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
         file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def cut_lines(path: Path, *, step: int) -> None:
-    """Drop the lines after `step`, and a half-written last line, so each step is there once."""
+def cut_lines(path: Path, *, step: int) -> list[dict[str, Any]]:
+    """Drop the lines after `step`, and a half-written last line, so each step is there once.
+
+    Returns:
+        The lines that are kept; none where there is no file.
+    """
     if not path.exists():
-        return
-    kept = []
+        return []
+    lines, kept = [], []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            is_kept = json.loads(line)["step"] <= step
+            values = json.loads(line)
+            is_kept = values["step"] <= step
         except (ValueError, KeyError, TypeError):
-            is_kept = False
+            continue
         if is_kept:
-            kept.append(line + "\n")
+            lines.append(line + "\n")
+            kept.append(values)
     partial = path.with_name(path.name + ".partial")
     with naming(path):
         with partial.open("w", encoding="utf-8") as file:
-            file.write("".join(kept))
+            file.write("".join(lines))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)
+    return kept
 
 
 def _postfix(values: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ import pytest
 from sat_udpdiff.training.hang_watch import HUNG
 
 # train.py, whose second rank meets its end at the batch of its third step, or as it would build its
-# network. The ranks of all faults are forks of one process that has imported everything; nobody ends
-# one for another.
+# network. The ranks of all faults are forks of one process that has imported everything; nobody
+# ends one for another.
 PROGRAM = """
 import importlib, json, os, signal, sys, time
 from pathlib import Path

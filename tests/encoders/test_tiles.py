@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
 
 from sat_udpdiff.config import VideoCodecConfig
 from sat_udpdiff.encoders.vae import VideoCodec
+from tests.small_codec import random_vae
 
 CONFIG = VideoCodecConfig(
     weights="tests", scale_factor=0.7, spatial_compression=4, dtype="fp32", tiling=True
@@ -15,21 +15,7 @@ CONFIG = VideoCodecConfig(
 
 
 def make_codec(config: VideoCodecConfig) -> VideoCodec:
-    """Random weights; tiles of 6 x 10 latents, 5 and 8 apart."""
-    torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_height=32,
-        sample_width=48,
-    )
-    for parameter in vae.parameters():
-        torch.nn.init.normal_(parameter, 0.0, 0.1)
-    return VideoCodec(vae, config=config)
+    return VideoCodec(random_vae(), config=config)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch.testing import assert_close
 
 from sat_udpdiff.config import VideoCodecConfig
 from sat_udpdiff.encoders.vae import VideoCodec
+from tests.small_codec import random_vae
 
 CONFIG = VideoCodecConfig(
     weights="tests",
@@ -21,27 +21,9 @@ CONFIG = VideoCodecConfig(
 )
 
 
-def small_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
-    """Codec of the tiny shape with every weight random: zero biases would hide faults."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_height=32,
-        sample_width=48,
-    )
-    for parameter in vae.parameters():
-        torch.nn.init.normal_(parameter, 0.0, 0.1)
-    return vae
-
-
 @pytest.fixture(scope="module")
 def codec() -> VideoCodec:
-    return VideoCodec(small_vae(), config=CONFIG)
+    return VideoCodec(random_vae(), config=CONFIG)
 
 
 def clip(num_frames: int = 17, *, batch: int = 2) -> torch.Tensor:
@@ -52,7 +34,7 @@ def clip(num_frames: int = 17, *, batch: int = 2) -> torch.Tensor:
 def test_whole_clip_encoding_is_one_pass_of_the_encoder(codec):
     rgb = clip()
     ours = codec.encode(rgb)
-    vae = small_vae().eval()
+    vae = random_vae().eval()
     with torch.no_grad():
         mean, logvar = vae.encoder(rgb.transpose(1, 2))[0].transpose(1, 2).chunk(2, dim=2)
     assert ours.mean.shape == (2, 5, 4, 4, 6)
@@ -62,9 +44,9 @@ def test_whole_clip_encoding_is_one_pass_of_the_encoder(codec):
 
 def test_chunked_encoding_is_diffusers_default_and_differs_from_whole(codec):
     rgb = clip()
-    chunked = VideoCodec(small_vae(), config=replace(CONFIG, encode_chunks="diffusers"))
+    chunked = VideoCodec(random_vae(), config=replace(CONFIG, encode_chunks="diffusers"))
     with torch.no_grad():
-        direct = small_vae().eval().encode(rgb.transpose(1, 2)).latent_dist.mean.transpose(1, 2)
+        direct = random_vae().eval().encode(rgb.transpose(1, 2)).latent_dist.mean.transpose(1, 2)
     assert_close(chunked.encode(rgb).mean, 0.7 * direct, rtol=1e-5, atol=1e-6)
     assert (chunked.encode(rgb).mean - codec.encode(rgb).mean).abs().max() > 1e-3
 
@@ -78,7 +60,7 @@ def test_whole_clip_encoding_follows_the_clip_not_an_earlier_one(codec):
 def test_decode_is_diffusers_default_on_unscaled_latents(codec):
     latents = torch.randn(2, 5, 4, 4, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        direct = small_vae().eval().decode(latents.transpose(1, 2) / 0.7).sample.transpose(1, 2)
+        direct = random_vae().eval().decode(latents.transpose(1, 2) / 0.7).sample.transpose(1, 2)
     rgb = codec.decode(latents)
     assert rgb.shape == (2, 17, 3, 16, 24)
     assert_close(rgb, direct.clamp(-1, 1), rtol=1e-5, atol=1e-6)
@@ -106,17 +88,17 @@ def test_sample_moves_by_the_standard_deviation(codec):
 
 
 def test_slicing_gives_the_same_latents(codec):
-    sliced = VideoCodec(small_vae(), config=replace(CONFIG, slicing=True))
+    sliced = VideoCodec(random_vae(), config=replace(CONFIG, slicing=True))
     rgb = clip(9, batch=3)
     assert_close(sliced.encode(rgb).mean, codec.encode(rgb).mean, rtol=1e-5, atol=1e-6)
 
 
 def test_tiling_keeps_the_shapes():
-    tiled = VideoCodec(small_vae(), config=replace(CONFIG, tiling=True))
+    tiled = VideoCodec(random_vae(), config=replace(CONFIG, tiling=True))
     rgb = torch.zeros(1, 5, 3, 64, 96)
     latents = tiled.encode(rgb).mean
     assert latents.shape == (1, 2, 4, 16, 24)
-    assert (latents - VideoCodec(small_vae(), config=CONFIG).encode(rgb).mean).abs().max() > 1e-3
+    assert (latents - VideoCodec(random_vae(), config=CONFIG).encode(rgb).mean).abs().max() > 1e-3
     assert tiled.decode(latents).shape == rgb.shape
     assert tiled.vae.tile_sample_min_height == 24
     assert tiled.vae.tile_sample_min_width == 40
@@ -129,7 +111,7 @@ def test_codec_is_frozen_and_keeps_no_graph(codec):
 
 
 def test_bf16_computes_in_bf16_and_returns_float32():
-    codec = VideoCodec(small_vae(), config=replace(CONFIG, dtype="bf16"))
+    codec = VideoCodec(random_vae(), config=replace(CONFIG, dtype="bf16"))
     assert next(codec.vae.parameters()).dtype == torch.bfloat16
     latents = codec.encode(clip(5))
     assert latents.mean.dtype == torch.float32
@@ -156,7 +138,7 @@ def test_latents_with_the_wrong_channels_are_refused(codec):
 
 
 def test_loads_a_saved_folder_and_its_vae_subfolder(tmp_path, codec):
-    small_vae().save_pretrained(tmp_path / "model" / "vae")
+    random_vae().save_pretrained(tmp_path / "model" / "vae")
     for weights in (tmp_path / "model", tmp_path / "model" / "vae"):
         loaded = VideoCodec.load(replace(CONFIG, weights=str(weights)))
         rgb = clip(5)
@@ -171,7 +153,7 @@ def test_missing_weights_name_the_place_and_the_cure(tmp_path):
 
 
 def test_damaged_weights_are_an_error_not_a_random_codec(tmp_path):
-    small_vae().save_pretrained(tmp_path)
+    random_vae().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["layers_per_block"] = 2
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -184,4 +166,4 @@ def test_damaged_weights_are_an_error_not_a_random_codec(tmp_path):
 
 def test_compression_must_be_that_of_the_weights():
     with pytest.raises(ValueError, match=r"codec.spatial_compression: tests has 4, configured 8"):
-        VideoCodec(small_vae(), config=replace(CONFIG, spatial_compression=8))
+        VideoCodec(random_vae(), config=replace(CONFIG, spatial_compression=8))

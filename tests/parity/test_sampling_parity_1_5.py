@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
@@ -19,6 +18,7 @@ from sat_udpdiff.encoders.vae import VideoCodec
 from sat_udpdiff.generation import Encoders, SampleRequest, sample_latents
 from sat_udpdiff.model.transformer import build_network
 from sat_udpdiff.weights.key_map import sat_to_diffusers
+from tests.small_codec import small_vae
 
 PROMPT = "a red disc moves left"
 STEPS, SCALE, SEED = 4, 2.5, 3
@@ -82,16 +82,7 @@ def make_networks():
 
 @pytest.fixture(scope="module")
 def encoders() -> Encoders:
-    torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.7,
-    )
+    vae = small_vae((8, 8, 8), scaling_factor=0.7)
     text = TextEncoder.load(CONFIG.text, text_length=12, text_dim=128)
     return Encoders(codec=VideoCodec(vae, config=CONFIG.codec), text=text)
 

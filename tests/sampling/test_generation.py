@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch.testing import assert_close
 
 from data_loaders.captions import TASK_PHRASES
@@ -23,6 +22,7 @@ from sat_udpdiff.generation import (
     sample_latents,
 )
 from sat_udpdiff.model.transformer import build_network, initialise
+from tests.small_codec import small_vae
 
 CONFIG = Config()
 CONFIG = replace(
@@ -54,15 +54,7 @@ def with_model(**changes) -> Config:
 
 @pytest.fixture(scope="module")
 def encoders() -> Encoders:
-    torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-    )
+    vae = small_vae((8, 8, 8))
     text = TextEncoder.load(CONFIG.text, text_length=12, text_dim=128)
     return Encoders(codec=VideoCodec(vae, config=CONFIG.codec), text=text)
 

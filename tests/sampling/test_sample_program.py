@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import save_file
 
 from sat_udpdiff import generation, sample
@@ -20,6 +19,7 @@ from sat_udpdiff.config import Config, TextEncoderConfig, VideoCodecConfig
 from sat_udpdiff.config_io import load_config, save_config
 from sat_udpdiff.model.transformer import build_network, initialise
 from sat_udpdiff.weights.fingerprint import fingerprint
+from tests.small_codec import small_vae
 
 PROMPT = "a red disc moves left"
 
@@ -67,16 +67,8 @@ def make_checkpoint(folder: Path, config: Config) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("codec")
-    AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(4, 4, 4),
-        layers_per_block=1,
-        norm_num_groups=2,
-        latent_channels=4,
-    ).save_pretrained(folder)
+    small_vae((4, 4, 4), norm_num_groups=2).save_pretrained(folder)
     return folder
 
 

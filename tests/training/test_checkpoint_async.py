@@ -1,6 +1,7 @@
 """Saving while training goes on: the same bytes, one at a time, published by all or by none."""
 
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -132,12 +133,9 @@ def test_a_writer_that_fails_on_one_rank_fails_the_save_on_all(
     gate.open.set()
 
     def train(place):
-        saver = Saver(make_config(run, asynchronous=asynchronous), place=place)
-        try:
+        with closing(Saver(make_config(run, asynchronous=asynchronous), place=place)) as saver:
             saver.save(make_engine(0), ema=None, state=state(2))
             saver.finish()
-        finally:
-            saver.close()
 
     errors = team(2).run(train)
     assert all(isinstance(error, CheckpointError) for error in errors)
@@ -155,12 +153,9 @@ def test_a_writer_that_fails_as_nobody_foresaw_ends_all_ranks_with_its_reason(
     Gate(monkeypatch, fails="exp_avg", error=MemoryError("no room")).open.set()
 
     def train(place):
-        saver = Saver(make_config(run, asynchronous=asynchronous), place=place)
-        try:
+        with closing(Saver(make_config(run, asynchronous=asynchronous), place=place)) as saver:
             saver.save(make_engine(0), ema=None, state=state(2))
             saver.finish()
-        finally:
-            saver.close()
 
     first, second = team(2).run(train)
     # The one that failed shows where; the other says which one and why.
@@ -182,11 +177,8 @@ def test_what_the_first_rank_cannot_say_of_the_run_ends_all_ranks(
         engine = make_engine(0)
         if place.is_main:
             engine.counters = {}.popitem
-        saver = Saver(make_config(run), place=place)
-        try:
+        with closing(Saver(make_config(run), place=place)) as saver:
             saver.save(engine, ema=None, state=state(1))
-        finally:
-            saver.close()
 
     first, second = team(2).run(train)
     assert isinstance(first, KeyError)
@@ -222,12 +214,10 @@ def test_nothing_is_published_in_a_folder_that_was_taken(run, make_engine, make_
             if not next(is_ours):
                 raise CheckpointError("another run has taken this folder")
 
-        saver = Saver(make_config(run, asynchronous=True), place=place, guard=guard)
-        saver.save(make_engine(0), ema=None, state=state(1))
-        try:
+        config = make_config(run, asynchronous=True)
+        with closing(Saver(config, place=place, guard=guard)) as saver:
+            saver.save(make_engine(0), ema=None, state=state(1))
             saver.finish()
-        finally:
-            saver.close()
 
     errors = team(2).run(train)
     assert [str(error) for error in errors] == ["another run has taken this folder"] * 2
