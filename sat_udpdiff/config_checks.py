@@ -239,9 +239,10 @@ def _check_sizes(config: Config, sizes: ParallelConfig, *, section: str) -> None
     heads, tensor = config.model.num_heads, f"{section}.tensor_size"
     if heads % sizes.size:
         fitting = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        keys = [f"{section}.sequence_size", tensor]
+        # One that is 1 is not to blame.
         _fail(
-            f"{section}.sequence_size",
-            tensor,
+            *(keys if sizes.sequence_size > 1 else reversed(keys)),
             "model.num_heads",
             expected=f"tensor_size x sequence_size to divide model.num_heads={heads} ({fitting})",
             got=f"tensor {sizes.tensor_size} x sequence {sizes.sequence_size}",

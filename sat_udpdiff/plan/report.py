@@ -269,7 +269,9 @@ def _parts_of(work: Work) -> str:
 def _advice(outcome: Outcome) -> str:
     if outcome.fits:
         found = uses_of_room(outcome)
-        title = "what would fit as well" if found else "nothing else that this program knows fits"
+        title = "nothing else that this program knows fits"
+        if found:
+            title = "what would fit as well; in brackets the GPU time per sample"
         return "\n".join([title, *_advice_lines(outcome, found)])
     found = ways_to_fit(outcome)
     if not found:
@@ -286,7 +288,9 @@ def _advice(outcome: Outcome) -> str:
     if len(found) == 1:
         title = "this makes it fit"
     else:
-        title = "any one of these makes it fit, the cheapest in time first"
+        title = (
+            "any one of these makes it fit, the cheapest first; in brackets the GPU time per sample"
+        )
     return "\n".join([title, *_advice_lines(outcome, found), *_larger_gpus(outcome)])
 
 

@@ -108,6 +108,7 @@ def test_a_world_size_that_does_not_fit_is_refused_with_all_numbers():
             r"to divide model.num_heads=48 \(.*\), got tensor 2 x sequence 16",
         ),
         (["sample.sequence_size=5"], "sample.sequence_size: expected tensor_size x sequence_size"),
+        (["sample.tensor_size=5"], "sample.tensor_size: expected tensor_size x sequence_size"),
         (["sample.guidance_size=3"], "sample.guidance_size: expected 1 or 2, got 3"),
         (["train.offload=weights"], "train.offload: expected none or optimizer with train.zero_st"),
         (["parallel.sequence_size=0"], "parallel.sequence_size: expected at least 1, got 0"),

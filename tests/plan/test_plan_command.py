@@ -67,7 +67,8 @@ def test_a_run_that_does_not_fit_exits_with_1_and_advice(capsys):
     status, text, _ = call(capsys, *BASE, "--plan", "--gpus", "1")
     assert status == 1
     assert "DOES NOT FIT" in text.splitlines()[0]
-    assert "any one of these makes it fit, the cheapest in time first\n  --gpus 4 " in text
+    title = "any one of these makes it fit, the cheapest first; in brackets the GPU time per sample"
+    assert f"{title}\n  --gpus 4 " in text
     assert "  train.offload=optimizer " in text
     _, text, _ = call(capsys, *BASE, "--plan", "--gpus", "1", "--gpu-memory", "24")
     together, adapters = text.split("no single change is enough; together these are\n")[1].split(
