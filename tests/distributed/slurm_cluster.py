@@ -2,6 +2,9 @@
 
 Daemons, key, spool and ports are its own; nothing of an installed cluster is touched. It needs
 Slurm's and munge's programs and no root: as an ordinary user it runs the jobs of that user.
+
+    python -m tests.distributed.slurm_cluster          # a shell beside two nodes that end with it
+    python -m tests.distributed.slurm_cluster sinfo    # or a command
 """
 
 import os
@@ -11,9 +14,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -278,3 +282,17 @@ def slurm_cluster(*, nodes: int = 2, cpus: int = 64) -> Iterator[SlurmCluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(words: Sequence[str]) -> int:
+    """A shell, or the command in `words`, for a user who tries the scripts by hand."""
+    try:
+        with slurm_cluster() as cluster:
+            command = list(words) or [os.environ.get("SHELL", "/bin/sh")]
+            return subprocess.run(command, env=cluster.environment, check=False).returncode
+    except pytest.skip.Exception as reason:
+        raise SystemExit(str(reason)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

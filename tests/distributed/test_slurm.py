@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.slurm_cluster import SlurmCluster, slurm_cluster, wait_until
+from tests.distributed.slurm_cluster import SlurmCluster, main, slurm_cluster, wait_until
 
 ROOT = Path(__file__).parents[2]
 SEEN = ("step", "loss", "grad_norm", "lr", "samples_seen", "loss_t_quartile_1")
@@ -263,3 +263,10 @@ def test_an_array_makes_a_data_set(cluster, tmp_path):
         cluster.wait_for(f"{number}_{task}", "COMPLETED", log=tmp_path / f"{task}.log")
     manifest = json.loads((tmp_path / "out/shards/manifest.json").read_text())
     assert sum(shard["num_samples"] for shard in manifest["shards"]) == 4
+
+
+@pytest.mark.usefixtures("cluster")  # which knows what is missing
+def test_a_user_may_have_such_a_cluster_for_a_command(capfd):
+    assert main(["sinfo", "--noheader", "--format=%P %D %T"]) == 0
+    assert capfd.readouterr().out == "main* 2 idle\nurgent 2 idle\n"
+    assert main(["sinfo", "--no-such-option"]) != 0
