@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from data_loaders.atomic_file import write_atomically
 from data_loaders.batches import to_floats
@@ -41,6 +40,7 @@ from data_loaders.examples import open_shards
 from data_loaders.latent_cache import cache_settings
 from data_loaders.latent_format import EMPTY, KIND, caption_member, named_tasks
 from data_loaders.latent_views import ViewMaker, Views
+from data_loaders.progress_bar import progress_bar
 from data_loaders.reader_pool import LostReaderError, ReaderPool
 from data_loaders.schema import DataError
 from data_loaders.shard_files import files_at
@@ -183,7 +183,7 @@ class CacheWriter:
         )
         encoding = Encoding(self.config, device=self.place.device)
         total = sum(index.shards[number].num_samples for number in todo)
-        bar = tqdm(total=total, desc="encode", unit="clip", disable=not self.place.is_main)
+        bar = progress_bar(total=total, desc="encode", unit="clip", disable=not self.place.is_main)
         workers = max(1, data.num_workers)
         pool = ReaderPool(make, num_workers=workers, deadline_seconds=data.decode_seconds)
 

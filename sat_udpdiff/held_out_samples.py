@@ -7,8 +7,7 @@ that a run that was stopped goes on, with however many processes.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data_loaders.progress_bar import progress_bar
 from sat_udpdiff.config import Config, Task
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.measure import Fact, UnusableError
@@ -76,8 +75,7 @@ def make_samples(jobs: Sequence[Job], *, model: Model, place: Place) -> None:
         refuse_others(job, wanted=wanted)
     left = missing(ours)
     steps = len(left) * model.config.sample.num_steps
-    bar = tqdm(total=steps, desc="sampling", unit="step", dynamic_ncols=True,
-               disable=not place.is_main)  # fmt: skip
+    bar = progress_bar(total=steps, desc="sampling", unit="step", disable=not place.is_main)
     with bar:
         for job in left:
             (sample,) = model.generate(job.request, on_step=bar.update)

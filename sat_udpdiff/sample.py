@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data_loaders.progress_bar import progress_bar
 from sat_udpdiff.config import TASKS, Config
 from sat_udpdiff.config_io import dump_config, parse_cli
 from sat_udpdiff.distributed import Place, close_distributed, find_place, init_distributed
@@ -162,7 +161,7 @@ def run(jobs: list[Job], *, model: Model, shows: bool = True) -> None:
     """
     config = model.config
     steps = sum(len(job.folders) for job in jobs) * config.sample.num_steps
-    with tqdm(total=steps, unit="step", dynamic_ncols=True, disable=not shows) as bar:
+    with progress_bar(total=steps, unit="step", disable=not shows) as bar:
         for job in jobs:
             bar.set_description(job.request.prompt[:_SLUG_LENGTH])
             samples = model.generate(job.request, on_step=bar.update)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
+from data_loaders.progress_bar import progress_bar
 from sat_udpdiff.config import TASKS, Task
 from sat_udpdiff.distributed import Place
 from sat_udpdiff.evaluation.cache import FeatureCache
@@ -115,7 +115,7 @@ def evaluate(  # noqa: PLR0913 - what is judged, by what, and where
     jobs += [(video, comparing) for video in references]
     maker = FeatureMaker(cache, measures=measures)
     order = list(_in_turn(len(jobs), place=place))
-    for i in tqdm(order, desc=name, unit="video", dynamic_ncols=True, disable=not place.is_main):
+    for i in progress_bar(order, desc=name, unit="video", disable=not place.is_main):
         maker.make(jobs[i][0], measures=jobs[i][1])
     if not place.is_main:
         return None

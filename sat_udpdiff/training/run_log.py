@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from data_loaders.atomic_file import sync_folder, write_atomically
+from data_loaders.progress_bar import progress_bar
 from sat_udpdiff.config import Config, DataConfig
 from sat_udpdiff.config_io import to_values
 from sat_udpdiff.distributed import Place, node_name
@@ -27,8 +26,6 @@ _MOST_DATA_WAIT = 0.05
 """Share of a step that may be spent waiting for data without a word."""
 _LAGS_TOLD = 3
 """Logged steps in a row with the same slow rank: one alone may be chance."""
-_EACH_SCREEN, _EACH_LINE = 0.1, 30.0
-"""Seconds between two states of the progress bar: on a terminal, and in a file, which keeps all."""
 _CELL = re.compile(r"loss_(video|dense)_.*t_quartile_\d")
 
 
@@ -68,16 +65,8 @@ class RunLog:
             step=step,
         )
         self._heartbeat_failed = False
-        seconds = _EACH_SCREEN if sys.stderr.isatty() else _EACH_LINE
-        self._bar = tqdm(
-            total=config.train.steps,
-            initial=step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=seconds,
-            maxinterval=max(seconds, 10.0),
-        )
+        steps = config.train.steps
+        self._bar = progress_bar(total=steps, initial=step, desc="train", unit="step")
         mode = config.log.wandb
         if mode != "off":
             self._run = _start_wandb(config, mode=mode, output=output)
