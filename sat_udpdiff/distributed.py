@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from sat_udpdiff.config import ConfigError
+from sat_udpdiff.free_port import free_port
 
 # Derived ports lie below 32768, where Linux begins to hand out ports to outgoing connections.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
@@ -297,7 +298,7 @@ def _agree_by_mpi(facts: LaunchFacts) -> LaunchFacts:
             "MASTER_ADDR is not set, and mpirun spans several machines: install mpi4py "
             "(pip install 'udpdiff[mpi]'), or add `-x MASTER_ADDR=<host of rank 0>` to mpirun"
         )
-    own = (facts.master_addr or _own_address(), _free_port())
+    own = (facts.master_addr or _own_address(), free_port())
     address, port = world.bcast(own, root=0)
     # MPI has done its work; still up, it would wait at the exit for ranks that are gone.
     MPI.Finalize()
@@ -346,7 +347,7 @@ def read_launch_facts(environ: Mapping[str, str]) -> LaunchFacts:
             world_size=1,
             local_rank=0,
             master_addr=_LOOPBACK,
-            master_port=_free_port(),
+            master_port=free_port(),
         )
     _check_facts(facts)
     return facts
@@ -355,7 +356,7 @@ def read_launch_facts(environ: Mapping[str, str]) -> LaunchFacts:
 def _from_environment(environ: Mapping[str, str]) -> LaunchFacts:
     rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
     if world_size == 1:
-        port = environ.get("MASTER_PORT") or str(_free_port())
+        port = environ.get("MASTER_PORT") or str(free_port())
         environ = {"LOCAL_RANK": "0", "MASTER_ADDR": _LOOPBACK, **environ, "MASTER_PORT": port}
     if not environ.get("MASTER_ADDR"):
         raise ConfigError(
@@ -483,9 +484,3 @@ def _port(environ: Mapping[str, str], *, job: str) -> int:
     if environ.get("MASTER_PORT"):
         return _number(environ, "MASTER_PORT")
     return _FIRST_PORT + zlib.crc32(job.encode()) % _NUM_PORTS
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return probe.getsockname()[1]

@@ -9,7 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lower floors first; a module may import from its own floor and those below.
 FLOORS = [
-    {"sat_udpdiff.config*", "sat_udpdiff.colormaps", "sat_udpdiff.diffusion"},
+    {
+        "sat_udpdiff.config*",
+        "sat_udpdiff.colormaps",
+        "sat_udpdiff.diffusion",
+        "sat_udpdiff.free_port",
+    },
     {
         "sat_udpdiff.encoders",
         "sat_udpdiff.model",

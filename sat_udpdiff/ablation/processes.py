@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -116,10 +115,3 @@ def launcher(*, ranks: int, port: int | None) -> list[str]:
     if ranks == 1:
         return ["python"]
     return ["deepspeed", "--master_port", str(port), "--num_gpus", str(ranks), "--quiet"]
-
-
-def free_port() -> int:
-    """A port for the ranks of one program; others have theirs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

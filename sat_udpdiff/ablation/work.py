@@ -12,7 +12,7 @@ from typing import Any
 from data_loaders.atomic_file import write_atomically
 from data_loaders.differences import difference
 from sat_udpdiff.ablation import judging
-from sat_udpdiff.ablation.processes import ProgramError, Programs, StoppedError, free_port
+from sat_udpdiff.ablation.processes import ProgramError, Programs, StoppedError
 from sat_udpdiff.ablation.scores import Judged, ScoreBook
 from sat_udpdiff.ablation.settings import AblationConfig, bound, chosen
 from sat_udpdiff.ablation.training import (
@@ -25,6 +25,7 @@ from sat_udpdiff.ablation.training import (
 )
 from sat_udpdiff.config import ConfigError
 from sat_udpdiff.evaluation.measure import Fact
+from sat_udpdiff.free_port import free_port
 from sat_udpdiff.tiny.recipe import make_latents, make_shards
 from sat_udpdiff.weights.run_folder import find_latest
 

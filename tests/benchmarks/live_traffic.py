@@ -18,7 +18,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 
 from sat_udpdiff.diffusion.schedule import make_schedule
 from sat_udpdiff.distributed import Place, close_distributed, init_distributed
+from sat_udpdiff.free_port import free_port
 from sat_udpdiff.parallel.layout import lay_out
 from sat_udpdiff.plan.sizes import derive_sizes
 from sat_udpdiff.training import engine as engine_module
@@ -148,9 +148,7 @@ def be_rank(rank: int, case: dict[str, Any], port: int, result: Path) -> None:
 
 def count_forked(case: dict[str, Any], *, result: Path) -> dict[str, Any]:
     """Run one case on its ranks; ends the program if one of them fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     children = [
         context.Process(target=be_rank, args=(rank, case, port, result))

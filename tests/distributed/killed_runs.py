@@ -13,7 +13,6 @@ import os
 import random
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_udpdiff import train
+from sat_udpdiff.free_port import free_port
 from sat_udpdiff.training.checkpoint_files import STAGING
 from sat_udpdiff.training.hang_watch import HUNG
 from sat_udpdiff.weights.run_folder import find_latest, step_folders
@@ -152,9 +152,7 @@ class Start:
         """Ranks whose steps had begun, likewise."""
         self._ear, mouth = os.pipe()
         os.set_blocking(self._ear, False)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.ranks: dict[int, int] = {}
         """Process id -> rank."""
         for rank in range(ranks):

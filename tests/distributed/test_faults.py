@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sat_udpdiff.free_port import free_port
 from sat_udpdiff.training.hang_watch import HUNG
 
 # train.py, whose second rank meets its end at the batch of its third step, or as it would build its
@@ -84,9 +84,7 @@ def told(runs, small_world, user_env) -> Told:
     """Exit status and words of both ranks, by fault."""
     cases = []
     for fault in FAULTS:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        port = str(free_port())
         minutes = "run.hang_minutes=0.5" if "hang" in fault else "run.hang_minutes=8"
         words = small_world.train_command(runs / fault, *SETTINGS, minutes)[1:]
         logs = [str(runs / f"{fault}{rank}.log") for rank in (0, 1)]

@@ -5,11 +5,12 @@ Slurm's are in test_slurm.py.
 
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import pytest
+
+from sat_udpdiff.free_port import free_port
 
 SEEN = ("step", "loss", "grad_norm", "lr", "samples_seen")
 
@@ -18,14 +19,8 @@ def read_metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def launcher(name: str, *, ranks: int) -> list[str]:
-    port = free_port()
+    port = str(free_port())
     return {
         "python": [sys.executable],
         "torchrun": ["torchrun", "--nproc_per_node", str(ranks), "--master_port", port],

@@ -19,6 +19,7 @@ from sat_udpdiff.distributed import (
     read_launch_facts,
     spell_ranks,
 )
+from sat_udpdiff.free_port import free_port
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
@@ -189,9 +190,7 @@ def test_ranks_that_do_not_come_are_named(monkeypatch):
     launch(monkeypatch, SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
     monkeypatch.setenv("SLURMD_NODENAME", "n01")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(ConfigError) as caught:
         init_distributed(device="cpu", meeting_minutes=0.005)

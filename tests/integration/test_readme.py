@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_loaders.decode import encode_rgb
+from sat_udpdiff.free_port import free_port
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
@@ -43,13 +43,6 @@ def commands() -> list[list[str]]:
     return [words for words in found if words and words[0] != "source"]
 
 
-def free_port() -> str:
-    """A port of its own: another run on this machine may have deepspeed's."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def prepared(words: list[str], folder: Path) -> list[str]:
     """The same command with this Python, and all folders below `folder`."""
     names = "|".join(map(re.escape, FOLDERS))
@@ -59,7 +52,7 @@ def prepared(words: list[str], folder: Path) -> list[str]:
         words += more if marker in words else []
     if words[0] == "deepspeed":
         launcher = [sys.executable, str(Path(sys.executable).parent / "deepspeed")]
-        return [*launcher, "--master_port", free_port(), *words[1:]]
+        return [*launcher, "--master_port", str(free_port()), *words[1:]]
     assert words[0] == "python"
     return [sys.executable, *words[1:]]
 

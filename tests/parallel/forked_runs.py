@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -22,6 +21,8 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from sat_udpdiff.free_port import free_port
 
 _PATIENCE = 20.0
 """Seconds that the others have to end when one process has failed."""
@@ -70,9 +71,7 @@ def import_for(kind: str) -> None:
 
 def succeeds(call: Callable[[], int], *, ranks: int, logs: Path) -> bool:
     """Whether all processes of one run return 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = set()
     for rank in range(ranks):

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from sat_udpdiff.free_port import free_port
 from sat_udpdiff.weights.find import find_weights
 from sat_udpdiff.weights.sources import open_network
 from sat_udpdiff.weights.stored import read_all
@@ -37,10 +37,8 @@ def base(tmp_path_factory):
 def checkpoint(request, base, tmp_path_factory):
     """A folder as `save_checkpoint` leaves it, saved by two ranks at stage 1, 2 and 3."""
     folder = tmp_path_factory.mktemp(f"stage{request.param}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    port = str(free_port())
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     done = subprocess.run(
         [sys.executable, *words, str(SCRIPT), str(folder), str(request.param), str(base)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
