@@ -24,11 +24,10 @@ import torch
 import torch.distributed as dist
 
 from sat_udpdiff.config import ConfigError
-from sat_udpdiff.free_port import free_port
+from sat_udpdiff.free_port import LOOPBACK, free_port
 
 # Derived ports lie below 32768, where Linux begins to hand out ports to outgoing connections.
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000
-_LOOPBACK = "127.0.0.1"
 _MEETING_MINUTES = 10.0
 """For all ranks to start: a large cluster may read Python from one disk."""
 
@@ -312,7 +311,7 @@ def _own_address() -> str:
     try:
         address = socket.gethostbyname(host)
     except OSError:
-        address = _LOOPBACK
+        address = LOOPBACK
     if not address.startswith("127."):
         return address
     # Debian knows a machine by its own name as 127.0.1.1. The way to anywhere else begins at an
@@ -346,7 +345,7 @@ def read_launch_facts(environ: Mapping[str, str]) -> LaunchFacts:
             rank=0,
             world_size=1,
             local_rank=0,
-            master_addr=_LOOPBACK,
+            master_addr=LOOPBACK,
             master_port=free_port(),
         )
     _check_facts(facts)
@@ -357,7 +356,7 @@ def _from_environment(environ: Mapping[str, str]) -> LaunchFacts:
     rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
     if world_size == 1:
         port = environ.get("MASTER_PORT") or str(free_port())
-        environ = {"LOCAL_RANK": "0", "MASTER_ADDR": _LOOPBACK, **environ, "MASTER_PORT": port}
+        environ = {"LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK, **environ, "MASTER_PORT": port}
     if not environ.get("MASTER_ADDR"):
         raise ConfigError(
             f"MASTER_ADDR is not set, but WORLD_SIZE={world_size}: set it to the host of rank 0, "
@@ -376,7 +375,7 @@ def _from_environment(environ: Mapping[str, str]) -> LaunchFacts:
 def _from_open_mpi(environ: Mapping[str, str]) -> LaunchFacts:
     world_size = _number(environ, "OMPI_COMM_WORLD_SIZE")
     is_one_machine = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(world_size)
-    address = environ.get("MASTER_ADDR") or (_LOOPBACK if is_one_machine else "")
+    address = environ.get("MASTER_ADDR") or (LOOPBACK if is_one_machine else "")
     # The same for all ranks of one mpirun, and different for another one beside it.
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or ""
     return LaunchFacts(
@@ -421,15 +420,15 @@ def _first_node_address(nodes: str, *, local_rank: int) -> str:
     """Where rank 0 listens: Slurm puts it on the first node of the step."""
     host = first_node(nodes)
     if not host or nodes == host:
-        return _LOOPBACK
+        return LOOPBACK
     try:
         socket.gethostbyname(host)
     except OSError:
         # Virtual nodes share one machine, and their names are known to Slurm alone.
         if local_rank == 0:
-            message = f"{node_name()} does not know the name {host}; using {_LOOPBACK}\n"
+            message = f"{node_name()} does not know the name {host}; using {LOOPBACK}\n"
             sys.stderr.write(f"MASTER_ADDR: {message}")
-        return _LOOPBACK
+        return LOOPBACK
     return host
 
 

@@ -56,8 +56,8 @@ class RunLog:
         self._metrics, self._events = output / METRICS_FILE, output / EVENTS_FILE
         kept = cut_lines(self._metrics, step=step)
         cut_lines(self._events, step=step)
-        steps = [line["step"] for line in kept if line.get("kind") == VALIDATION]
-        self.validated_step = max(steps, default=0)
+        validated = [line["step"] for line in kept if line.get("kind") == VALIDATION]
+        self.validated_step = max(validated, default=0)
         self._heartbeat = Heartbeat(
             output,
             total_steps=config.train.steps,
