@@ -71,10 +71,12 @@ go_on_or_say_why() {
     elif [[ $signalled == 1 && $status == "$STOPPED" ]]; then
         requeue "stopped by SIGUSR1; $saved"
     elif [[ $status == "$STOPPED" ]]; then
-        say "a signal that Slurm knows nothing of ended the step (status $status); $saved." \
-            "Not queued again"
+        say "a signal that was sent by hand ended the step (status $status), no time limit and no" \
+            "preemption; $saved. Not queued again"
     else
-        say "the step ended with status $status; the last whole checkpoint is kept"
+        local kept="there is no checkpoint yet"
+        if [[ -n $(latest) ]]; then kept="the last whole checkpoint is kept"; fi
+        say "the step ended with status $status; $kept"
         return
     fi
     say "To go on, type (and other options of sbatch, if you gave any):"

@@ -185,8 +185,9 @@ def luxuries(situation: Situation) -> Iterator[Sequence[Change]]:
         for mode in _LAYERS_MORE_KEPT[config.model.activation_checkpointing]
     ]
     batches = (config.train.micro_batch_size * factor for factor in _BATCH_FACTORS)
+    larger = "" if config.train.global_batch else "; a larger global batch"
     yield [
-        Change(settings=(("train.micro_batch_size", batch),), price="fills the GPU better")
+        Change(settings=(("train.micro_batch_size", batch),), price=f"fills the GPU better{larger}")
         for batch in batches
     ]
     if not config.ema.enabled:
@@ -199,11 +200,12 @@ def luxuries(situation: Situation) -> Iterator[Sequence[Change]]:
         settings = tuple((key, 1) for key, size in zip(keys, sizes, strict=True) if size > 1)
         yield [Change(settings=settings, price="a GPU for each sample")]
     parts = [2**n for n in range(1, machine.gpus.bit_length())]
+    also = "" if config.train.global_batch else " and of the global batch"
     yield [
         Change(
             gpus=machine.gpus // part,
             nodes=_nodes_of(machine, gpus=machine.gpus // part),
-            price=f"1/{part} of the GPUs",
+            price=f"1/{part} of the GPUs{also}",
         )
         for part in parts
     ]

@@ -43,7 +43,7 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:>8.2f}"
 
 
-def size_of(count: float) -> str:
+def size_of(count: int | float) -> str:
     """Bytes in GB of 10^9, or MB of 10^6 where they are few."""
     return f"{count / 1e9:,.2f} GB" if count >= 0.1e9 else f"{count / 1e6:,.2f} MB"
 

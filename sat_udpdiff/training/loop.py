@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from sat_udpdiff.training.stopping import StopRequest
 from sat_udpdiff.training.throughput import flops_per_sample, peak_flops
 from sat_udpdiff.training.validation import ValidationReport
 from sat_udpdiff.training.watch import ForwardClock, SpikeWatch, Status, find_lag
+from sat_udpdiff.weights.run_folder import step_folder
 
 RESUME = "to resume, run the same command again"
 
@@ -276,6 +278,9 @@ def run(trainer: Trainer, batches: Batches, *, validate: Validator | None = None
                     log.tell(f"stopped by a signal after step {state.step} and saved; {RESUME}")
                     break
         status = "finished" if state.step >= config.train.steps else "stopped"
+        if status == "finished":
+            newest = step_folder(Path(config.run.output), step=state.step)
+            log.tell(f"all {config.train.steps:,} steps are done: {newest}")
     except TrainingError:
         saver.finish()  # all ranks are here
         raise

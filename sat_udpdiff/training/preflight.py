@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ from sat_udpdiff.config import Config, global_batch
 from sat_udpdiff.distributed import Place, node_name, spell_ranks
 from sat_udpdiff.plan import derive_sizes, estimate_memory
 from sat_udpdiff.plan.sizes import Sizes, count_checkpoints
+from sat_udpdiff.plan.tables import size_of
 from sat_udpdiff.training import ranks
 from sat_udpdiff.weights.run_folder import step_folders
 
@@ -155,21 +156,24 @@ def _folder(run: Path, *, place: Place) -> Iterator[str]:
     """The folder of the run with a token of the first rank in it, whose text is given to all."""
     made = [path for path in (run, *run.parents) if not path.exists()] if place.is_main else []
     token, fault = secrets.token_hex(8), ""
-    if place.is_main:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / f"{_PREFIX}{token}").write_text(token, encoding="utf-8")
-        except OSError as error:
-            fault = f"run.output={run}: cannot be written to: {error.strerror}"
-    token, fault = ranks.gather((token, fault), place=place)[0]
-    _end_if_any([(0, fault)] if fault else [], nodes=[node_name()], place=place)
+    own = run / f"{_PREFIX}{token}"
     try:
+        if place.is_main:
+            try:
+                run.mkdir(parents=True, exist_ok=True)
+                own.write_text(token, encoding="utf-8")
+            except OSError as error:
+                fault = f"run.output={run}: cannot be written to: {error.strerror}"
+        token, fault = ranks.gather((token, fault), place=place)[0]
+        _end_if_any([(0, fault)] if fault else [], nodes=[node_name()], place=place)
         yield token
     finally:
-        if place.is_main:
-            (run / f"{_PREFIX}{token}").unlink(missing_ok=True)
+        # What could not be made, or no longer be changed, has been told.
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
         for folder in made:
-            folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _look_at_folder(run: Path, token: str) -> list[str]:
@@ -233,9 +237,9 @@ def foresee_full_disk(config: Config, *, room: Room) -> list[str]:
 def _spell_room(config: Config, *, room: Room, count: int) -> str:
     keep = config.checkpoint
     return (
-        f"{room.free / 1e9:,.1f} GB are free, a checkpoint takes {room.each / 1e9:,.2f} GB, and "
+        f"{size_of(room.free)} are free, a checkpoint takes {size_of(room.each)}, and "
         f"{count} more of them (checkpoint.keep_last={keep.keep_last}, "
-        f"keep_every={keep.keep_every}) take {count * room.each / 1e9:,.1f} GB"
+        f"keep_every={keep.keep_every}) take {size_of(count * room.each)}"
     )
 
 
@@ -387,7 +391,7 @@ def _say_all_is_well(
         f"preflight: {count} rank{'s' if count > 1 else ''} on {where} ({device})",
         describe_batch(config, processes=count),
         *([speed] if speed else []),
-        f"{room.free / 1e9:,.0f} GB free for checkpoints: {room.each / 1e9:,.2f} GB each, at most "
+        f"{size_of(room.free)} free for checkpoints: {size_of(room.each)} each, at most "
         f"{room.most} at a time",
     ]
     _say("; ".join(parts))

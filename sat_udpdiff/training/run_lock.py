@@ -98,7 +98,7 @@ class RunLock:
             if before is not None:
                 _check_dead(before, now=self._owner, path=self._path, file=self._file,
                     is_certain=is_certain, tell=tell)  # fmt: skip
-            _write(self._file, self._owner)
+            self._sign()
         except BaseException:
             self._leave()
             raise
@@ -131,6 +131,14 @@ class RunLock:
             self.check()
             self._path.unlink(missing_ok=True)  # held until the file is closed
         self._leave()
+
+    def _sign(self) -> None:
+        try:
+            _write(self._file, self._owner)
+        except OSError:
+            # The disk is full. It would name nobody, and nobody would remove it.
+            self._path.unlink(missing_ok=True)
+            raise
 
     def _leave(self) -> None:
         if self._file >= 0:

@@ -106,9 +106,9 @@ def passed_over(error: CheckpointError | str) -> str:
 
 def all_damaged(run: Path, *, count: int) -> CheckpointError:
     """The error of a run none of whose checkpoints can be read."""
+    which = f"all {count} checkpoints are" if count > 1 else "the only checkpoint is"
     return CheckpointError(
-        f"{run / CHECKPOINTS}: all {count} checkpoints are damaged; "
-        f"move {run} away to start from the beginning"
+        f"{run / CHECKPOINTS}: {which} damaged; move {run} away to start from the beginning"
     )
 
 

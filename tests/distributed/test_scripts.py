@@ -143,10 +143,14 @@ def test_where_no_requeue_is_allowed_the_command_is_printed(environment, begin, 
 
 
 @pytest.mark.parametrize("status", [1, 137, 138, 143])
-def test_a_failure_is_not_queued_again(status, play, tmp_path):
+def test_a_failure_is_not_queued_again(status, play, run, tmp_path):
+    (run / "checkpoints/latest").unlink()
+    done = play("multitask", FAKE_STATUS=str(status))
+    assert done.returncode == status
+    assert f"the step ended with status {status}; there is no checkpoint yet" in done.stdout
     done = play("multitask", FAKE_STATUS=str(status), FAKE_SAVES="step_00000007")
     assert done.returncode == status
-    assert f"the step ended with status {status}; the last whole" in done.stdout
+    assert f"the step ended with status {status}; the last whole checkpoint is kept" in done.stdout
     assert not (tmp_path / "scontrol").exists()
 
 
@@ -181,7 +185,7 @@ def test_what_a_user_or_a_fault_ended_is_not_queued_again(status, facts, play, t
     done = play("multitask", FAKE_STATUS=str(status), FAKE_SAVES="step_00000007", FAKE_JOB=facts)
     assert done.returncode == status
     if status == STOPPED:
-        assert "a signal that Slurm knows nothing of ended the step (status 75)" in done.stdout
+        assert "a signal that was sent by hand ended the step (status 75)" in done.stdout
         assert "saved as step_00000007. Not queued again" in done.stdout
         assert " sbatch " in done.stdout.splitlines()[-1]
     assert not (tmp_path / "scontrol").exists()

@@ -230,7 +230,7 @@ def test_a_job_that_makes_room_goes_on_and_one_that_its_user_ends_does_not(clust
     # What made room once is not taken to do so again.
     cluster.call("scancel", "--signal=TERM", number)
     cluster.wait_for(number, "FAILED", log=log)
-    assert "a signal that Slurm knows nothing of ended the step (status 75)" in log.read_text()
+    assert "a signal that was sent by hand ended the step (status 75)" in log.read_text()
     assert "saved as turn_1. Not queued again" in log.read_text()
 
     number = begin()

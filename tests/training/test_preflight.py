@@ -59,6 +59,10 @@ def look(name, *words, place, **changed):
 def refuse(*words, **options):
     raise PermissionError(13, "Permission denied")
 
+def fill(path, *words, **options):
+    path.touch()
+    raise OSError(28, "No space left on device")
+
 def be_a_rank():
     rank = int(os.environ["RANK"])
     os.environ["SLURMD_NODENAME"] = "n2" if rank else "n1"
@@ -87,6 +91,9 @@ def be_a_rank():
     look("room", "checkpoint.keep_last=3", place=place)
     shutil.disk_usage = usage
     look("file", f"run.output={folder}/file", place=place)
+    write, Path.write_text = Path.write_text, fill
+    look("full", place=place)
+    Path.write_text = write
     distributed.close_distributed()
     return 0
 
@@ -120,7 +127,7 @@ def test_all_ranks_go_on_or_all_end(told):
     said, folder = told
     well = ("well", "layout", "links")
     ends = {name: "-> 0\n" if name in well else "-> 1\n" for name in said[0]}
-    assert len(ends) == 11
+    assert len(ends) == 12
     for of_rank in said[1:]:
         assert of_rank == ends
     for name, text in said[0].items():
@@ -135,7 +142,7 @@ def test_one_line_when_all_is_well(told):
     assert re.fullmatch(
         r"train.py: preflight: 3 ranks on 2 nodes \(CPU\); global batch 12 = 4 x 1 x 3 "
         r"\(micro-batch, accumulation, ranks\); all-reduce of 4 MB in [\d.]+ ms \([\d.]+ GB/s\); "
-        r"[\d,]+ GB free for checkpoints: 0.01 GB each, at most 1 at a time\n-> 0\n",
+        r"[\d,.]+ GB free for checkpoints: [\d.]+ MB each, at most 1 at a time\n-> 0\n",
         said["well"],
     )
 
@@ -148,7 +155,7 @@ def test_one_process_has_nobody_to_reduce_with(tmp_path, capsys, monkeypatch):
     preflight(config, place=Place(rank=0, world_size=1, local_rank=0, device=cpu, backend="gloo"))
     assert re.fullmatch(
         r"train.py: preflight: 1 rank on n1 \(CPU\); global batch 4 = 4 x 1 x 1 "
-        r"\(micro-batch, accumulation, ranks\); [\d,]+ GB free for checkpoints: 0.0\d GB each, "
+        r"\(micro-batch, accumulation, ranks\); [\d,.]+ GB free for checkpoints: [\d.]+ MB each, "
         r"at most 1 at a time\n",
         capsys.readouterr().err,
     )
@@ -208,11 +215,18 @@ def test_a_file_in_the_place_of_the_run_is_named(told):
     assert line == f"  n1 (rank 0): run.output={told[1]}/file: cannot be written to: File exists"
 
 
+def test_a_full_disk_is_named(told):
+    assert faults(told, "full") == [
+        f"  n1 (rank 0): run.output={told[1]}/new/run: cannot be written to: No space left on "
+        "device"
+    ]
+
+
 def test_checkpoints_without_room_are_counted(told):
     # 200 steps with a checkpoint every 250: one, whatever is kept.
     assert faults(told, "room") == [
-        f"  n1 (rank 0): run.output={told[1]}/new/run: 0.0 GB are free, a checkpoint takes 0.01 GB,"
-        " and 1 more of them (checkpoint.keep_last=3, keep_every=0) take 0.0 GB"
+        f"  n1 (rank 0): run.output={told[1]}/new/run: 0.00 MB are free, a checkpoint takes 10.46 "
+        "MB, and 1 more of them (checkpoint.keep_last=3, keep_every=0) take 10.46 MB"
     ]
 
 
@@ -244,8 +258,8 @@ def test_what_is_kept_for_ever_is_foreseen(tmp_path, monkeypatch):
     assert lack_of_room(config, room=room) == []
     (warning,) = foresee_full_disk(config, room=room)
     assert warning == (
-        "the disk is full before the end: 4.0 GB are free, a checkpoint takes 1.00 GB, and 11 more "
-        "of them (checkpoint.keep_last=2, keep_every=1000) take 11.0 GB"
+        "the disk is full before the end: 4.00 GB are free, a checkpoint takes 1.00 GB, and 11 "
+        "more of them (checkpoint.keep_last=2, keep_every=1000) take 11.00 GB"
     )
     # Those that are there make room for the next.
     for step in (500, 1000):

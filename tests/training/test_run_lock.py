@@ -51,6 +51,17 @@ def unheard(message):
     pytest.fail(f"nothing was to be said: {message}")
 
 
+def test_a_full_disk_leaves_no_lock_without_a_name(run, monkeypatch):
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    run.mkdir()
+    monkeypatch.setattr("os.pwrite", fill)
+    with pytest.raises(OSError, match="No space left"):
+        RunLock(run, tell=unheard)
+    assert list(run.iterdir()) == []
+
+
 def test_a_second_run_on_this_machine_is_refused_until_the_first_is_killed(run, leave):
     owner = leave(this_process({}))
     command = [sys.executable, "-c", HOLDER, str(run / LOCK_FILE)]

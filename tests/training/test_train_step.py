@@ -276,7 +276,7 @@ def test_a_run_counts_bad_steps_names_the_clip_and_stops(make_trainer, monkeypat
     assert trainer.ema.num_updates == 0
 
 
-def test_bad_steps_in_a_row_stop_a_run_and_others_do_not(make_trainer, monkeypatch, tmp_path):
+def test_bad_steps_in_a_row_stop_a_run_and_others_do_not(make_trainer, monkeypatch, capsys):
     trainer = make_trainer("train.max_bad_steps=1", "train.steps=5", "checkpoint.every_steps=100")
     real, steps = loop._forward, iter(range(1, 100))
 
@@ -297,6 +297,8 @@ def test_bad_steps_in_a_row_stop_a_run_and_others_do_not(make_trainer, monkeypat
     assert loss is None and isinstance(other, float) and bad in events[0]["message"]
     beat = json.loads((folder / "heartbeat.json").read_text())
     assert (beat["status"], beat["step"], beat["total_steps"]) == ("finished", 5, 5)
+    newest = folder / "checkpoints/step_00000005"
+    assert f"all 5 steps are done: {newest}\n" in capsys.readouterr().err and newest.is_dir()
 
 
 def test_the_lines_of_a_step_reach_the_disk_before_its_checkpoint(
