@@ -169,8 +169,9 @@ def _folder(run: Path, *, place: Place) -> Iterator[str]:
         yield token
     finally:
         # What could not be made, or no longer be changed, has been told.
-        with suppress(OSError):
-            own.unlink(missing_ok=True)
+        if place.is_main:
+            with suppress(OSError):
+                own.unlink(missing_ok=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
